@@ -1,0 +1,1 @@
+"""Files to (array, Grid) and back: the only room where array axes are swapped."""

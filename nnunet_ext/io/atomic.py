@@ -1,0 +1,56 @@
+"""Files that are whole or not there: write to a temporary name in the same folder, sync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import BusyError
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """A temporary path beside ``final`` with the same ending; renamed onto it when the block ends without an error.
+
+    Raises:
+        BusyError: the disk is full.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    ending = "".join(final.suffixes[-2:]) if final.name.endswith(".gz") else final.suffix
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=ending, dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(final)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise BusyError(f"no space left while writing {final}; free some and run the same command again.") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole JSON file or nothing."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
