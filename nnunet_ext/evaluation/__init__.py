@@ -1,0 +1,1 @@
+"""How good a label map is: metrics with their empty cases, sides, statistics and reports. No torch."""

@@ -1,0 +1,95 @@
+"""What is judged: organs from nnU-Net's dataset.json, and which of them were contoured in which case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.io.atomic import read_json
+
+DATASET_FILE = "dataset.json"
+PRESENT_FILE = "present_labels.json"
+
+
+@dataclass(frozen=True)
+class DatasetOrgans:
+    """The foreground of a dataset.
+
+    Args:
+        organs: Organ name to label, or to the labels of a region.
+        ignore: The ignore label, if there is one.
+    """
+
+    organs: dict[str, int | tuple[int, ...]]
+    ignore: int | None = None
+
+
+def find_dataset_json(predictions: Path, references: Path) -> Path:
+    """dataset.json beside the references, in the predictions (nnU-Net copies it there) or in the references.
+
+    Raises:
+        InputError: there is none.
+    """
+    places = [references.absolute().parent, predictions, references]
+    for place in places:
+        if (place / DATASET_FILE).is_file():
+            return place / DATASET_FILE
+    raise InputError(f"no {DATASET_FILE} in {', '.join(map(str, places))}; it names the organs: give it with -djfile.")
+
+
+def read_organs(path: Path) -> DatasetOrgans:
+    """Organs of an nnU-Net v2 dataset.json, regions included, background and ignore label left out.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or has no valid ``labels``.
+    """
+    content = _read(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        raise InputError(f'{path} has no "labels" (name to number), expected nnU-Net v2\'s dataset.json.')
+    organs: dict[str, int | tuple[int, ...]] = {}
+    ignore = None
+    for name, value in labels.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+            raise InputError(
+                f"{path}: label {name!r} is {value!r}, expected a whole number from 0 or a list of them; "
+                "nnU-Net v1 files have number to name: swap them."
+            )
+        if name == "ignore":
+            ignore = numbers[0]
+        elif numbers != [0] and name != "background":
+            organs[name] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+    if not organs:
+        raise InputError(f'{path} names no organ beside the background; add it to "labels".')
+    return DatasetOrgans(organs, ignore)
+
+
+def read_present(path: Path) -> dict[str, Sequence[int]]:
+    """Case to contoured labels; a case that is not listed counts as fully contoured.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or has another form.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(labels, list) and all(isinstance(n, int) for n in labels) for labels in content.values()
+    ):
+        raise InputError(f'{path} must map each case to its contoured labels, as {{"case_01": [1, 2, 5]}}.')
+    return content
+
+
+def default_present(dataset_json: Path) -> Path | None:
+    """present_labels.json beside dataset.json, if it is there."""
+    path = dataset_json.parent / PRESENT_FILE
+    return path if path.is_file() else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); check the path and the file.") from error

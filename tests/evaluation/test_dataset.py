@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs, read_present
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_background_and_ignore_are_not_organs(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset.json", {"labels": {"background": 0, "Eye_L": 1, "ignore": 2}})
+    dataset = read_organs(path)
+    assert (dataset.organs, dataset.ignore) == ({"Eye_L": 1}, 2)
+
+
+def test_regions_are_lists_of_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset.json", {"labels": {"background": 0, "whole": [1, 2], "core": [2]}})
+    assert read_organs(path).organs == {"whole": (1, 2), "core": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, 'no "labels"'),
+        ([], 'no "labels"'),
+        ({"labels": {"0": "background", "1": "Eye_L"}}, "v1 files"),
+        ({"labels": {"background": 0}}, "names no organ"),
+        ({"labels": {"a": []}}, "list of them"),
+    ],
+)
+def test_a_wrong_dataset_json_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path / "dataset.json", content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_organs(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text("{")
+    for name in ("dataset.json", "nowhere.json"):
+        with pytest.raises(InputError, match=name):
+            read_organs(tmp_path / name)
+
+
+def test_dataset_json_is_found_beside_the_references_first(tmp_path: Path) -> None:
+    references, predictions = tmp_path / "raw" / "labelsTr", tmp_path / "predictions"
+    for folder in (references, predictions):
+        folder.mkdir(parents=True)
+    with pytest.raises(InputError, match="-djfile"):
+        find_dataset_json(predictions, references)
+    second = write(predictions / "dataset.json", {})
+    assert find_dataset_json(predictions, references) == second
+    first = write(references.parent / "dataset.json", {})
+    assert find_dataset_json(predictions, references) == first
+
+
+def test_present_labels_are_read_from_beside_the_dataset_json(tmp_path: Path) -> None:
+    dataset_json = tmp_path / "dataset.json"
+    assert default_present(dataset_json) is None
+    path = write(tmp_path / "present_labels.json", {"case_1": [1, 3]})
+    assert default_present(dataset_json) == path
+    assert read_present(path) == {"case_1": [1, 3]}
+
+
+@pytest.mark.parametrize("content", [[1], {"case_1": 3}, {"case_1": ["Eye_L"]}])
+def test_present_labels_of_another_form_are_refused(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(InputError, match="must map each case"):
+        read_present(write(tmp_path / "present_labels.json", content))
