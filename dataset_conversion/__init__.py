@@ -1,0 +1,1 @@
+"""One file per source dataset: its layout, labels, licence and known faults."""

@@ -1,0 +1,98 @@
+"""One case from its source files to checked arrays in the canonical frame and the dataset's label numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_ext.conversion.checks import read_checked_image, renumber_labels
+from nnunet_ext.conversion.orientation import axis_codes, to_lps
+from nnunet_ext.conversion.source import Case, NiftiCase, Source, SparseCase
+from nnunet_ext.errors import InputError
+from nnunet_ext.geometry import Grid, grid_difference
+from nnunet_ext.io.nifti import read_labels
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case ready to be written.
+
+    Args:
+        images: One (Z, Y, X) float32 array per channel, LPS.
+        grid: Grid of all arrays.
+        labels: (Z, Y, X) in the dataset's numbers; None for a test case.
+        contoured: Numbers of the organs that somebody contoured; the others are unknown, not absent.
+        orientation: Axis codes of the source files.
+        notes: Repairs and drops, one sentence each.
+        kept: Organ name to the fraction of its voxels that survived a crop; empty where nothing was cropped.
+    """
+
+    images: tuple[NDArray[np.float32], ...]
+    grid: Grid
+    labels: NDArray[np.uint16] | None
+    contoured: tuple[int, ...]
+    orientation: str
+    notes: tuple[str, ...] = ()
+    kept: dict[str, float] = field(default_factory=dict)
+
+
+def load_case(case: Case, source: Source) -> LoadedCase:
+    """Read, check and orient one case.
+
+    Raises:
+        InputError: the case must not be used; the message names the file, the fault and the remedy.
+    """
+    if case.fault:
+        raise InputError(case.fault)
+    if isinstance(case, SparseCase):
+        from nnunet_ext.conversion.sparse import load_sparse_case
+
+        return load_sparse_case(case, source)
+    return _load_nifti_case(case, source)
+
+
+def _load_nifti_case(case: NiftiCase, source: Source) -> LoadedCase:
+    images, grid, notes = _read_channels(case, source)
+    labels: NDArray[np.uint16] | None = None
+    contoured: tuple[int, ...] = ()
+    if case.label:
+        labels, dropped = _read_label_map(case.label, case.images[0], grid, source)
+        notes += dropped
+        contoured = tuple(int(v) for v in np.unique(labels) if v)
+    turned = [to_lps(image, grid) for image in images]
+    return LoadedCase(
+        images=tuple(image for image, _ in turned),
+        grid=turned[0][1],
+        labels=None if labels is None else to_lps(labels, grid)[0],
+        contoured=contoured,
+        orientation=axis_codes(grid),
+        notes=tuple(notes),
+    )
+
+
+def _read_channels(case: NiftiCase, source: Source) -> tuple[list[NDArray[np.float32]], Grid, list[str]]:
+    images, grids, notes = [], [], []
+    for path, modality in zip(case.images, source.channels, strict=True):
+        image, grid, repairs = read_checked_image(path, modality)
+        images.append(image)
+        grids.append(grid)
+        notes += [f"{modality}: {repair}" for repair in repairs]
+        _check_same_grid(path, grid, case.images[0], grids[0])
+    return images, grids[0], notes
+
+
+def _read_label_map(path: Path, image_path: Path, grid: Grid, source: Source) -> tuple[NDArray[np.uint16], list[str]]:
+    labels, label_grid = read_labels(path)
+    _check_same_grid(path, label_grid, image_path, grid)
+    return renumber_labels(labels, source.values, str(path), unlisted_is_background=source.unlisted_is_background)
+
+
+def _check_same_grid(path: Path, grid: Grid, image_path: Path, image_grid: Grid) -> None:
+    difference = grid_difference(image_grid, grid)
+    if difference:
+        raise InputError(
+            f"{path} lies on another grid than {image_path}: {difference}; resample it or check the series."
+        )

@@ -1,0 +1,155 @@
+"""What a converter says about its source: which files belong together and what the labels mean. Reads no
+voxels.
+
+Kept free of numpy and SimpleITK, so that ``nnunet-ext convert --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a converter beyond the common ones; the command line builds its flag from it.
+
+    Args:
+        flag: Long flag, such as ``--labels``; the keyword is the same with underscores.
+        help: One sentence for ``--help``.
+        default: Text used when the flag is absent; None means not given.
+        required: The conversion makes no sense without it.
+        choices: Allowed texts; empty means any.
+    """
+
+    flag: str
+    help: str
+    default: str | None = None
+    required: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def keyword(self) -> str:
+        """Name of the argument that carries the value."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class NiftiCase:
+    """A case whose channels and label map are NIfTI files.
+
+    Args:
+        identifier: Name of the case in the dataset.
+        images: One file per channel, in channel order.
+        label: The label map; None makes it a test case (imagesTs).
+        patient: Cases of one patient share a fold; empty means one patient per case.
+        fault: What is wrong with the set of files, seen before any is read; the case is then reported, not
+            read.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    patient: str = ""
+    fault: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that belong to the case."""
+        return (*self.images, self.label) if self.label else self.images
+
+
+@dataclass(frozen=True)
+class SparseCase:
+    """A case in sparse CSV files: flat C-order index into a cube, and a value (see ``conversion.sparse``).
+
+    Args:
+        identifier: Name of the case in the dataset.
+        image: CSV with index and CT value.
+        spacing: CSV with the three voxel sizes in mm.
+        structures: Organ name to CSV with indices; an organ without a file was not contoured.
+        others: Further contours that are no organs (targets); only the leak check reads them.
+        patient: Cases of one patient share a fold; empty means one patient per case.
+        fault: As for NiftiCase.
+    """
+
+    identifier: str
+    image: Path
+    spacing: Path
+    structures: Mapping[str, Path]
+    others: tuple[Path, ...] = ()
+    patient: str = ""
+    fault: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that belong to the case."""
+        return (self.image, self.spacing, *self.structures.values(), *self.others)
+
+
+Case = NiftiCase | SparseCase
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source dataset as its converter describes it.
+
+    Args:
+        name: The converter's verb, such as ``structseg-han``.
+        folder: Where the user's copy lies; never written into the dataset.
+        description: One sentence for dataset.json.
+        licence: Licence of the data, for dataset.json.
+        reference: What to cite, for dataset.json.
+        organs: TG-263 name to label number, 1 to n.
+        cases: All cases in a stable order.
+        channels: Channel names in order; ``CT`` switches on the Hounsfield checks and nnU-Net's CT
+            normalisation.
+        label_values: Value in a label file to number in the dataset (0 = background); None means unchanged.
+        unlisted_is_background: Values without an entry become background (recorded) instead of refusing the
+            case.
+        version: Raised when the converter would write something else for the same files.
+        notes: What the report should say about the whole folder.
+    """
+
+    name: str
+    folder: Path
+    description: str
+    licence: str
+    reference: str
+    organs: Mapping[str, int]
+    cases: Sequence[Case]
+    channels: tuple[str, ...] = ("CT",)
+    label_values: Mapping[int, int] | None = None
+    unlisted_is_background: bool = False
+    version: int = 1
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def values(self) -> Mapping[int, int]:
+        """Value in a label file to number in the dataset, background included."""
+        table = {n: n for n in self.organs.values()} if self.label_values is None else self.label_values
+        return {0: 0, **table}
+
+
+def stem(path: Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name ends like a NIfTI file and is not hidden."""
+    return path.name.endswith(ENDINGS) and not path.name.startswith(".")
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts ``pt_2`` before ``pt_10``."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+
+
+def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Cases sorted by identifier, numbers as numbers."""
+    return tuple(sorted(cases, key=lambda case: natural_key(case.identifier)))
