@@ -1,0 +1,75 @@
+"""The settings that all our trainers share, and where their values come from.
+
+Order, later wins: nnU-Net's defaults, class attributes of the trainer, the plans block ``configurations.<name>.nnunet_ext``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nnunet_ext.errors import InputError
+
+PLANS_BLOCK = "nnunet_ext"
+
+
+class TrainerSettings(BaseModel):
+    """What a trainer of ours can be told. Defaults are nnU-Net 2.8's own, so an empty block trains as stock does.
+
+    Args:
+        num_epochs: Epochs in all.
+        num_iterations_per_epoch: Optimiser steps per epoch.
+        num_val_iterations_per_epoch: Batches of the running ("pseudo Dice") validation.
+        initial_lr: Learning rate at the start.
+        weight_decay: Of the optimiser.
+        optimizer: SGD (momentum 0.99, Nesterov), Adam or AdamW.
+        lr_schedule: "poly" (exponent 0.9, nnU-Net's) or "constant".
+        batch_size: None keeps the plans' value.
+        oversample_foreground_percent: Share of each batch that must contain foreground, 0 to 1.
+        deep_supervision: Auxiliary losses at lower resolutions.
+        save_every: Epochs between two ``checkpoint_latest.pth``.
+        seed: Epoch ``e`` starts from ``seed + e`` in python, numpy and torch.
+        limit_rotation: Limit in-plane rotation to ±15° where it would reach ±90°, which makes the anterior-posterior
+            mirror legal again.
+        mirror_at_prediction: Average over the legal mirrors at prediction; off is 2 to 8 times faster.
+        cpu_threads: Threads of one CPU training; None leaves torch's choice.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    num_epochs: int = Field(1000, gt=0)
+    num_iterations_per_epoch: int = Field(250, gt=0)
+    num_val_iterations_per_epoch: int = Field(50, gt=0)
+    initial_lr: float = Field(1e-2, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
+    lr_schedule: Literal["poly", "constant"] = "poly"
+    batch_size: int | None = Field(None, gt=0)
+    oversample_foreground_percent: float = Field(0.33, ge=0, le=1)
+    deep_supervision: bool = True
+    save_every: int = Field(50, gt=0)
+    seed: int = Field(12345, ge=0, lt=2**31)
+    limit_rotation: bool = False
+    mirror_at_prediction: bool = True
+    cpu_threads: int | None = Field(None, gt=0)
+
+
+def resolve_settings(trainer: type, block: Mapping[str, Any], where: str) -> TrainerSettings:
+    """The settings of a trainer class under a plans block.
+
+    Args:
+        trainer: Class whose attributes named like a setting replace the default.
+        block: Content of the plans block.
+        where: Name of the block for messages.
+
+    Raises:
+        InputError: unknown key or wrong type; the message lists the valid keys.
+    """
+    of_class = {name: getattr(trainer, name) for name in TrainerSettings.model_fields if hasattr(trainer, name)}
+    try:
+        return TrainerSettings(**{**of_class, **block})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise InputError(f"{where}: {faults}. Valid keys: {', '.join(TrainerSettings.model_fields)}.") from error

@@ -1,0 +1,1 @@
+"""The trainer classes. ``trainers/`` re-exports them under nnU-Net's file-name convention."""

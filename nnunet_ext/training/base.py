@@ -1,0 +1,207 @@
+"""The base of all our trainers: settings from the plans, exact resume, checkpoints that survive a power cut."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
+from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
+
+
+class nnUNetTrainerExt(nnUNetTrainer):
+    """nnU-Net's own training, with settings from the plans, exact resume and safe checkpoints.
+
+    Use it as the base of a trainer, or as ``-tr nnUNetTrainerExt`` where the stock augmentation, mirroring included, is
+    wanted. For organs with a left and a right use nnUNetTrainerExtNoMirror or nnUNetTrainerExtMirrorSwap.
+
+    Every setting of ``settings.TrainerSettings`` may be a class attribute of a subclass or a key of the plans
+    block ``configurations.<name>.nnunet_ext``. A run that was killed and continued with ``--c`` ends with the same weights
+    as an undisturbed one, on the CPU with ``nnUNet_n_proc_DA=0``: every epoch is re-seeded, and the blur augmentation does
+    not choose its algorithm by a stop-watch.
+
+    Raises:
+        InputError: the plans block has an unknown key or a value of the wrong type.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        block = self.configuration_manager.configuration.get(PLANS_BLOCK, {})
+        self.settings = resolve_settings(type(self), block, f"plans, configurations.{configuration}.{PLANS_BLOCK}")
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr",
+                     "weight_decay", "oversample_foreground_percent", "save_every"):  # fmt: skip
+            setattr(self, name, getattr(self.settings, name))
+        self.enable_deep_supervision = self.settings.deep_supervision
+        if self.settings.batch_size is not None:
+            self.configuration_manager.configuration["batch_size"] = self.settings.batch_size
+        if self.device.type == "cpu" and self.settings.cpu_threads is not None:
+            torch.set_num_threads(self.settings.cpu_threads)
+        self.print_to_log_file(f"nnunet_ext settings: {self.settings.model_dump_json()}")
+
+    # --- the same numbers every time ---------------------------------------------------------------------------------
+
+    def seed_everything(self, seed: int) -> None:
+        """Seed python, numpy and torch (all devices)."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (nnU-Net's loader draws from numpy's global state)
+        torch.manual_seed(seed)
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss from ``seed``; as stock otherwise."""
+        self.seed_everything(self.settings.seed)
+        super().initialize()
+
+    def on_epoch_start(self) -> None:
+        """Start epoch ``e`` from ``seed + e``, so that a resumed run draws the same patches."""
+        self.seed_everything(self.settings.seed + self.current_epoch)
+        super().on_epoch_start()
+
+    # --- optimiser ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Optimiser and learning-rate schedule of the settings."""
+        s, parameters = self.settings, self.network.parameters()
+        optimizer: torch.optim.Optimizer
+        if s.optimizer == "SGD":
+            optimizer = torch.optim.SGD(
+                parameters, s.initial_lr, weight_decay=s.weight_decay, momentum=0.99, nesterov=True
+            )
+        else:
+            kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[s.optimizer]
+            optimizer = kind(parameters, lr=s.initial_lr, weight_decay=s.weight_decay)
+        exponent = {"poly": 0.9, "constant": 0.0}[s.lr_schedule]
+        return optimizer, PolyLRScheduler(optimizer, s.initial_lr, s.num_epochs, exponent)
+
+    # --- augmentation ------------------------------------------------------------------------------------------------
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        """Stock augmentation, made repeatable, with ``own_transforms`` before the padding label is removed."""
+        composed = super().get_training_transforms(*args, **kwargs)
+        for transform in composed.transforms:
+            inner = getattr(transform, "transform", transform)
+            if isinstance(inner, GaussianBlurTransform):
+                inner.benchmark = False  # it would pick convolution or FFT by timing: other bits at every run
+        where = next(i for i, t in enumerate(composed.transforms) if isinstance(t, RemoveLabelTansform))
+        return ComposeTransforms([*composed.transforms[:where], *self.own_transforms(), *composed.transforms[where:]])
+
+    def own_transforms(self) -> list[BasicTransform]:
+        """Transforms that a subclass adds; labels are integers there, padding is −1."""
+        return []
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """As stock; without ``mirror_at_prediction`` no axis is stored for test-time mirroring."""
+        choice = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.store_prediction_axes(choice[-1])
+        return choice
+
+    def store_prediction_axes(self, axes: tuple[int, ...]) -> None:
+        """Set what the checkpoint tells every predictor; None, never (), because stock takes the maximum."""
+        self.inference_allowed_mirroring_axes = (axes or None) if self.settings.mirror_at_prediction else None
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def bare_network(self) -> torch.nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def checkpoint_content(self) -> dict[str, Any]:
+        """What a checkpoint holds: stock nnU-Net's keys, and the settings under ``nnunet_ext``."""
+        return {
+            "network_weights": self.bare_network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": {**self.my_init_kwargs, "device": str(self.device)},
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "nnunet_ext": {"settings": self.settings.model_dump()},
+        }
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint whole or not at all; ``checkpoint_latest`` keeps its predecessor as the fall-back."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        path = Path(filename)
+        write_checkpoint(self.checkpoint_content(), path, previous_of(path) if is_latest(path) else None)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load a checkpoint without running code from it; a damaged latest one falls back to the last good one.
+
+        Raises:
+            InputError: no readable checkpoint is left, or the file is another trainer's damage.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        content = (
+            filename_or_checkpoint
+            if isinstance(filename_or_checkpoint, dict)
+            else self._read_with_fall_back(Path(filename_or_checkpoint))
+        )
+        self.bare_network.load_state_dict({k.removeprefix("module."): v for k, v in content["network_weights"].items()})
+        self.current_epoch = content["current_epoch"]
+        self.logger.load_checkpoint(content["logging"])
+        self._best_ema = content["_best_ema"]
+        self.inference_allowed_mirroring_axes = content.get(
+            "inference_allowed_mirroring_axes", self.inference_allowed_mirroring_axes
+        )
+        self.optimizer.load_state_dict(content["optimizer_state"])
+        if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(content["grad_scaler_state"])
+
+    def _read_with_fall_back(self, path: Path) -> dict[str, Any]:
+        candidates = [path]
+        if is_latest(path):
+            candidates += [previous_of(path), path.with_name("checkpoint_best.pth")]
+        for candidate in candidates:
+            if not candidate.exists():
+                continue
+            try:
+                content = read_checkpoint(candidate, self.device)
+            except DAMAGE as error:
+                self.print_to_log_file(f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one.")
+                continue
+            self.print_to_log_file(f"Continuing from {candidate.name}, epoch {content['current_epoch']}.")
+            return content
+        raise InputError(f"{path} is damaged and no older checkpoint can be read; delete it and train this fold again.")
+
+    def on_train_end(self) -> None:
+        """As stock; the fall-back of ``checkpoint_latest`` goes with it."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            previous_of(Path(self.output_folder, "checkpoint_latest.pth")).unlink(missing_ok=True)
+
+
+def is_latest(path: Path) -> bool:
+    """Whether this is the checkpoint that training continues from."""
+    return path.name == "checkpoint_latest.pth"
+
+
+def previous_of(path: Path) -> Path:
+    """Where the predecessor of ``checkpoint_latest.pth`` is kept."""
+    return path.with_name("checkpoint_previous.pth")

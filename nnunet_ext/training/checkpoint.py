@@ -1,0 +1,60 @@
+"""Checkpoints that are whole or not there, and that load without running code from the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_ext.io.atomic import atomic_path
+
+STOCK_NUMPY_GLOBALS = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+"""What a checkpoint of stock nnU-Net needs beyond tensors: its logged numpy scalars."""
+
+
+def plain(value: Any) -> Any:
+    """The same content with numpy scalars and arrays as Python numbers and lists; tensors stay."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v) for v in value)
+    return value
+
+
+def write_checkpoint(content: dict[str, Any], path: Path, keep_previous: Path | None = None) -> None:
+    """Write a checkpoint to a temporary name, sync it, rename it.
+
+    Args:
+        content: Keys of a stock nnU-Net checkpoint, and ours.
+        path: Final name.
+        keep_previous: Where the file that ``path`` was before is kept, as the fall-back of the next load.
+    """
+    with atomic_path(path) as temporary:
+        torch.save(plain(content), temporary)
+        if keep_previous is not None and path.exists():
+            keep_previous.unlink(missing_ok=True)
+            os.link(path, keep_previous)
+
+
+def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of ours, or a stock one, with ``weights_only=True``.
+
+    Raises:
+        OSError, RuntimeError, pickle.UnpicklingError: unreadable; see is_damage.
+    """
+    with torch.serialization.safe_globals(STOCK_NUMPY_GLOBALS):
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    return content
+
+
+DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
+"""What torch.load raises on a cut or overwritten file."""

@@ -1,0 +1,1 @@
+"""Augmentations in the form of batchgeneratorsv2, for use in trainers."""
