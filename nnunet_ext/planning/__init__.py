@@ -1,0 +1,1 @@
+"""Planners: nnU-Net's own with the axial axis first, and presets for small machines."""

@@ -1,0 +1,147 @@
+"""Fingerprint, plan and preprocess a dataset with one of our planners, through nnU-Net's API."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.io.atomic import read_json, write_json
+from nnunet_ext.locations import nnunet_folder
+from nnunet_ext.planning.axial import ExtPlanner
+from nnunet_ext.planning.cpu import ExtPlannerCPU
+from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
+
+PRESETS: dict[str, type[ExtPlanner]] = {"default": ExtPlanner, "cpu": ExtPlannerCPU}
+
+
+def dataset_name(dataset_id: int) -> str:
+    """Name of a raw dataset.
+
+    Raises:
+        InputError: there is none with this number, or several.
+    """
+    try:
+        return str(convert_id_to_dataset_name(dataset_id))
+    except RuntimeError as error:
+        raise InputError(f"dataset {dataset_id}: {error}; run `nnunet-ext convert` first.") from error
+
+
+def make_fingerprint(dataset_id: int, processes: int) -> Path:
+    """Extract the dataset fingerprint unless it is there; returns its file."""
+    target = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset_id) / "dataset_fingerprint.json"
+    if not target.exists():
+        extract_fingerprint_dataset(dataset_id, num_processes=processes, verbose=False, show_progress_bar=False)
+    return target
+
+
+def make_plans(
+    dataset_id: int,
+    preset: str = "default",
+    *,
+    axial: bool = True,
+    gpu_gb: float | None = None,
+    plans_name: str | None = None,
+) -> str:
+    """Plan a dataset whose fingerprint exists.
+
+    Args:
+        dataset_id: Number of the dataset.
+        preset: Key of PRESETS.
+        axial: Keep the head-foot axis first.
+        gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB. The cpu preset ignores it.
+        plans_name: Name of the plans; None is the planner's own.
+
+    Returns:
+        Name of the plans written.
+    """
+    os.environ.setdefault("nnUNet_n_proc_DA", "1")
+    if os.environ["nnUNet_n_proc_DA"] == "0":
+        os.environ["nnUNet_n_proc_DA"] = "1"  # the planner crashes on 0
+    kind = PRESETS[preset]
+    options: dict[str, Any] = {} if gpu_gb is None else {"gpu_memory_target_in_gb": gpu_gb}
+    planner = kind(dataset_id, plans_name=plans_name or kind.default_plans_name, **options)
+    planner.keep_axial = axial
+    planner.plan_experiment()
+    return str(planner.plans_identifier)
+
+
+def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mapping[str, Any]) -> None:
+    """Write a recipe's own choices over the planned ones of one configuration; None leaves the planned value.
+
+    Args:
+        dataset_id: Number of the dataset.
+        plans_name: Name of its plans.
+        configuration: Which configuration.
+        wanted: ``patch_size``, ``base_features``, ``max_features``, ``resampling`` (False: every image keeps its grid) and
+            ``normalization``, as in ``recipe.schema.Planning``.
+
+    Raises:
+        InputError: unknown configuration.
+    """
+    path, plans = _plans(dataset_id, plans_name, configuration)
+    before = copy.deepcopy(plans)
+    settings = plans["configurations"][configuration]
+    network = settings["architecture"]["arch_kwargs"]
+    if wanted.get("patch_size"):
+        _replan_patch(settings, list(wanted["patch_size"]))
+    if wanted.get("base_features") or wanted.get("max_features") or wanted.get("patch_size"):
+        first = wanted.get("base_features") or network["features_per_stage"][0]
+        most = wanted.get("max_features") or max(network["features_per_stage"])
+        network["features_per_stage"] = [min(most, first * 2**i) for i in range(network["n_stages"])]
+    if wanted.get("resampling") is False:
+        for kind in ("data", "seg", "probabilities"):
+            settings[f"resampling_fn_{kind}"] = "no_resampling_hack"
+            settings[f"resampling_fn_{kind}_kwargs"] = {}
+    if wanted.get("normalization"):
+        settings["normalization_schemes"] = [wanted["normalization"]] * len(settings["normalization_schemes"])
+    if plans != before:
+        write_json(path, plans)
+
+
+def _replan_patch(settings: dict[str, Any], patch: list[int]) -> None:
+    """Give a configuration another patch, with the strides and kernels that nnU-Net's planner gives it."""
+    if list(settings["patch_size"]) == patch:
+        return
+    network = settings["architecture"]["arch_kwargs"]
+    _, strides, kernels, padded, _ = get_pool_and_conv_props(settings["spacing"], patch, 4, 999999)
+    stages = len(strides)
+    settings["patch_size"] = [int(n) for n in padded]
+    network.update(n_stages=stages, strides=[[int(n) for n in s] for s in strides], kernel_sizes=kernels,
+                   n_conv_per_stage=[2] * stages, n_conv_per_stage_decoder=[2] * (stages - 1))  # fmt: skip
+
+
+def _plans(dataset_id: int, plans_name: str, configuration: str) -> tuple[Path, dict[str, Any]]:
+    path = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset_id) / f"{plans_name}.json"
+    plans: dict[str, Any] = read_json(path)
+    if configuration not in plans["configurations"]:
+        raise InputError(f"{path} has no configuration {configuration}; it has {', '.join(plans['configurations'])}.")
+    return path, plans
+
+
+def write_settings(dataset_id: int, plans_name: str, configuration: str, settings: Mapping[str, Any]) -> None:
+    """Write training settings into the ``nnunet_ext`` block of one configuration of a plans file.
+
+    Raises:
+        InputError: unknown configuration, unknown key or wrong type.
+    """
+    path, plans = _plans(dataset_id, plans_name, configuration)
+    block = {**plans["configurations"][configuration].get(PLANS_BLOCK, {}), **settings}
+    resolve_settings(TrainerSettings, block, f"settings of {configuration}")
+    if plans["configurations"][configuration].get(PLANS_BLOCK, {}) != block:
+        plans["configurations"][configuration][PLANS_BLOCK] = block
+        write_json(path, plans)
+
+
+def preprocess(dataset_id: int, plans_name: str, configurations: Sequence[str], processes: int) -> None:
+    """Preprocess configurations of a dataset with nnU-Net's own preprocessor."""
+    preprocess_dataset(
+        dataset_id, plans_name, tuple(configurations), [processes], verbose=False, show_progress_bar=False
+    )
