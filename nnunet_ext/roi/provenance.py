@@ -1,0 +1,83 @@
+"""Out-of-fold predictions of a trained model, and the proof that they are out-of-fold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import InputError
+
+FILE_ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A prediction for a case by a model that never saw it.
+
+    Args:
+        path: The predicted label map.
+        fold: Fold whose model made it.
+        checkpoint_sha256: Of that fold's weights.
+    """
+
+    path: Path
+    fold: int
+    checkpoint_sha256: str
+
+
+def held_out_predictions(
+    model_folder: Path, splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[str]
+) -> dict[str, HeldOut]:
+    """For every case the prediction of the fold that held it out.
+
+    Args:
+        model_folder: Trained model with ``fold_<k>/validation``.
+        splits: The folds that the model was trained with.
+        cases: Cases that need a prediction.
+
+    Raises:
+        InputError: a case trained the only model that predicted it, or has no prediction; all are named.
+    """
+    found: dict[str, HeldOut] = {}
+    for fold, split in enumerate(splits):
+        folder = model_folder / f"fold_{fold}"
+        leaked = sorted(set(split["val"]) & set(split["train"]))
+        if leaked:
+            raise InputError(f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}.")
+        digest = ""
+        for case in sorted(set(split["val"]) & set(cases)):
+            path = folder / "validation" / f"{case}{FILE_ENDING}"
+            if path.exists():
+                digest = digest or sha256_of(folder / "checkpoint_final.pth")
+                found[case] = HeldOut(path, fold, digest)
+    missing = sorted(set(cases) - set(found))
+    if missing:
+        raise InputError(
+            f"{model_folder} has no held-out prediction for {len(missing)} cases ({', '.join(missing[:5])}); "
+            "train and validate all its folds first."
+        )
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    if not path.exists():
+        raise InputError(f"{path} is missing; finish training that fold first.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def label_numbers(dataset_json: Mapping[str, Any]) -> dict[str, int]:
+    """Organ name to label number of a dataset.json, without background and ignore label.
+
+    Raises:
+        InputError: the dataset has region labels (lists), which a region cannot be located by.
+    """
+    labels = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    lists = [name for name, value in labels.items() if not isinstance(value, int)]
+    if lists:
+        raise InputError(f"labels {', '.join(lists)} are lists of numbers; locate by a model with plain labels.")
+    return {name: int(value) for name, value in labels.items()}
