@@ -1,0 +1,41 @@
+"""The ``nnunet-ext`` command: one file per verb. Loads no torch; a verb imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from nnunet_ext import __version__
+from nnunet_ext.errors import NnunetExtError
+
+VERBS = ("env", "doctor", "convert", "plan", "roi", "train", "select", "fuse", "predict", "evaluate", "demo")
+
+
+class _Verbs(click.Group):
+    """Finds a verb's command in ``nnunet_ext.cli.<verb>``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"nnunet_ext.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nnunet-ext")
+def cli() -> None:
+    """Radiotherapy contouring with unmodified nnU-Net v2. Exit codes: 0 done, 1 our fault, 2 input, 3 some cases, 75 busy."""
+
+
+def main() -> None:
+    """Entry point: prints our errors as one sentence and ends with their exit code."""
+    try:
+        cli(prog_name="nnunet-ext")
+    except NnunetExtError as error:
+        click.echo(f"nnunet-ext: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,56 @@
+"""``nnunet-ext evaluate``: judge a folder of label maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="evaluate", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-p", "--predictions", type=Path, required=True, help="Folder with the label maps to judge.")
+@click.option("-r", "--references", type=Path, required=True, help="Folder with the label maps to believe.")
+@click.option("-o", "--output", type=Path, required=True, help="Folder for metrics.csv, metrics.json, table.txt.")
+@click.option("-djfile", "--dataset-json", type=Path, help="Organs; default: beside the references, or in a folder.")
+@click.option("--present", type=Path, help="Contoured labels per case; default: present_labels.json beside the organs.")
+@click.option("--compare", "other", type=Path, help="A second prediction folder: paired Wilcoxon per organ, Holm.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    predictions: Path,
+    references: Path,
+    output: Path,
+    dataset_json: Path | None,
+    present: Path | None,
+    other: Path | None,
+    quiet: bool,
+) -> None:
+    """DSC, HD95, ASSD and RVE per case and organ, with mean ± SD and every empty case counted."""
+    from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs, read_present
+
+    dataset_json = dataset_json or find_dataset_json(predictions, references)
+    dataset = read_organs(dataset_json)
+    present = present or default_present(dataset_json)
+    contoured = read_present(present) if present else None
+    if other is None:
+        from nnunet_ext.evaluation.folder import score_folder
+
+        results = [score_folder(predictions, references, dataset.organs, contoured, ignore=dataset.ignore, quiet=quiet)]
+        results[0].write(output)
+        click.echo(results[0].text())
+    else:
+        from nnunet_ext.evaluation.comparison import compare_folders
+
+        *results, text = compare_folders(
+            predictions,
+            other,
+            references,
+            output,
+            dataset.organs,
+            contoured,
+            ignore=dataset.ignore,
+            quiet=quiet,
+        )
+        click.echo(f"{results[0].text()}\n{text}")
+    click.echo(f"Written to {output}.")
+    for result in results:
+        result.raise_failed()
