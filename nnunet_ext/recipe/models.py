@@ -1,0 +1,115 @@
+"""Trained nnU-Net models, loaded once, without running code that their files bring along."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.io.atomic import read_json
+from nnunet_ext.locations import expose_trainers
+from nnunet_ext.roi.provenance import label_numbers, sha256_of
+from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint
+
+CHECKPOINT = "checkpoint_final.pth"
+REORIENTING_READER = "SimpleITKIOWithReorient"
+NETWORKS = ("dynamic_network_architectures.architectures.", "nnunet_ext.networks.")
+IMPORTS = ("torch.nn.",)
+"""What the plans of a model may name: any other callable could run code from the plans file (FIELD.md section 3)."""
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory, ready for any number of cases.
+
+    Args:
+        predictor: nnU-Net's predictor with the weights of all folds.
+        labels: Organ to label number of its maps.
+        digest: Of its checkpoints, for manifests.
+    """
+
+    predictor: nnUNetPredictor
+    labels: Mapping[str, int]
+    digest: str
+
+    def predict(self, images: NDArray[np.float32], spacing_mm: Sequence[float]) -> NDArray[np.integer]:
+        """Label map of an image.
+
+        Shape:
+            images: (C, Z, Y, X), canonical LPS order.
+            returns: (Z, Y, X), same order.
+        """
+        properties = {"spacing": list(spacing_mm)}
+        # stock's reader hands RAS to the network: x and y run the other way than in LPS
+        ras = np.ascontiguousarray(images[:, :, ::-1, ::-1])
+        with contextlib.redirect_stdout(io.StringIO()):  # stock prints its progress bars here
+            labels = self.predictor.predict_single_npy_array(ras, properties, None, None, False)
+        result: NDArray[np.integer] = np.ascontiguousarray(np.asarray(labels)[:, ::-1, ::-1])
+        return result
+
+
+def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
+    """Load the weights of some folds of a trained model.
+
+    Raises:
+        InputError: a file is missing or damaged, the plans name code that is not a network, or the model was not trained
+            on data in our canonical orientation.
+    """
+    expose_trainers()
+    plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    contents = [_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds]
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(contents[0]["init_args"]["configuration"])
+    _check_network(plans, contents[0]["init_args"]["configuration"], folder)
+    if plans["image_reader_writer"] != REORIENTING_READER:
+        raise InputError(f"{folder}: trained with reader {plans['image_reader_writer']}, expected {REORIENTING_READER}; "
+                         "convert the data with nnunet-ext and train again.")  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = recursive_find_trainer_class_by_name(contents[0]["trainer_name"])
+        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    network = trainer.build_network_architecture(
+        manager,
+        configuration,
+        determine_num_input_channels(manager, configuration, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    ).to(predictor.device)
+    weights = [content["network_weights"] for content in contents]
+    network.load_state_dict(weights[0])
+    predictor.manual_initialization(network, manager, configuration, weights, dataset_json, contents[0]["trainer_name"],
+                                    contents[0]["inference_allowed_mirroring_axes"])  # fmt: skip
+    digest = "-".join(sha256_of(folder / f"fold_{fold}" / CHECKPOINT)[:16] for fold in folds)
+    return LoadedModel(predictor, label_numbers(dataset_json), digest)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"{path} is missing; train that fold or name other folds.")
+    try:
+        return read_checkpoint(path)
+    except DAMAGE as error:
+        raise InputError(f"{path} is damaged or needs code to load ({type(error).__name__}); copy it again.") from error
+
+
+def _check_network(plans: Mapping[str, Any], configuration: str, folder: Path) -> None:
+    name = configuration
+    while "architecture" not in plans["configurations"][name]:
+        name = plans["configurations"][name]["inherits_from"]
+    architecture = plans["configurations"][name]["architecture"]
+    network, arguments = architecture["network_class_name"], architecture["arch_kwargs"]
+    imported = [arguments[key] for key in architecture["_kw_requires_import"] if arguments.get(key) is not None]
+    strange = [n for n in imported if not str(n).startswith(IMPORTS)]
+    if not network.startswith(NETWORKS) or strange:
+        raise InputError(f"{folder}/plans.json names {', '.join([network, *strange])}, which is no known network; refused.")

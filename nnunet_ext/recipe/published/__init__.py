@@ -1,0 +1,1 @@
+"""The papers' systems and their small siblings, one readable page each (package data)."""

@@ -1,0 +1,209 @@
+"""The declaration of a composed model, validated: everything else in this room reads it from here."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.roi.region import CENTRE, TRUTH, Region
+
+PUBLISHED = "nnunet_ext.recipe.published"
+
+
+class Planning(BaseModel):
+    """How the dataset of a model is planned.
+
+    Args:
+        preset: "default" (nnU-Net's planner for ``gpu_gb``) or "cpu".
+        axial: Keep the head-foot axis first, so that 2D reads axial slices.
+        gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB.
+        patch_size: Replaces the planned patch; strides are planned anew for it.
+        base_features: Replaces the features of the first stage.
+        max_features: Most features of any stage.
+        resampling: False keeps every image on its own grid.
+        normalization: Replaces nnU-Net's choice for all channels, such as "ZScoreNormalization".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["default", "cpu"] = "default"
+    axial: bool = True
+    gpu_gb: float | None = Field(None, gt=0)
+    patch_size: tuple[int, ...] | None = None
+    base_features: int | None = Field(None, gt=0)
+    max_features: int | None = Field(None, gt=0)
+    resampling: bool = True
+    normalization: str | None = None
+
+
+class Model(BaseModel):
+    """One nnU-Net model of a recipe.
+
+    Args:
+        dataset: Number of its dataset; a region's dataset is derived under this number.
+        configuration: "2d", "3d_fullres", ...
+        trainer: Trainer flag.
+        plans: Name of the plans.
+        planning: How to plan.
+        region: None for whole images.
+        settings: Training settings (``settings.TrainerSettings``), written into the plans.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: int = Field(ge=1, le=999)
+    configuration: str
+    trainer: str = "nnUNetTrainerExtNoMirror"
+    plans: str = "nnUNetPlansExt"
+    planning: Planning = Planning()
+    region: Region | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def folder_name(self) -> str:
+        """nnU-Net's name for the results folder of this model."""
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+
+class Fusion(BaseModel):
+    """Which model owns which organ.
+
+    Args:
+        owners: "select" chooses by cross-validation; a mapping organ → model fixes the choice.
+        first: Organs that win every conflict, before the rule "smaller organ first".
+        on_conflict: "priority"; "probability" needs saved probabilities.
+        min_gain: Smallest mean gain in DSC for which an organ leaves the best single model.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    owners: Literal["select"] | dict[str, str] = "select"
+    first: tuple[str, ...] = ()
+    on_conflict: Literal["priority"] = "priority"
+    min_gain: float = 0.005
+
+
+class Recipe(BaseModel):
+    """A composed model.
+
+    Args:
+        name: Identifier; results are kept under it.
+        title: One sentence.
+        source: Paper and deviations from it.
+        dataset: Dataset with the truth, the folds and the organs.
+        organs: Organs to contour, in the order of their final label numbers 1, 2, ...
+        folds: Folds to train.
+        device: "cuda", "cpu" or "mps".
+        models: Name to model.
+        fusion: Who owns what.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_\-]+$")
+    title: str
+    source: str = ""
+    dataset: int
+    organs: tuple[str, ...] = Field(min_length=1)
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    device: Literal["cuda", "cpu", "mps"] = "cuda"
+    models: dict[str, Model] = Field(min_length=1)
+    fusion: Fusion = Fusion()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for name, model in self.models.items():
+            _check_region(self, name, model)
+        owners = self.fusion.owners if isinstance(self.fusion.owners, dict) else {}
+        for organ, owner in owners.items():
+            if organ not in self.organs or owner not in self.models:
+                raise ValueError(f"owner {organ}: {owner} names an organ or a model that the recipe does not have")
+        if owners and set(owners) != set(self.organs):
+            raise ValueError(f"no owner for {', '.join(sorted(set(self.organs) - set(owners)))}")
+        return self
+
+    def organs_of(self, model: str) -> tuple[str, ...]:
+        """Organs that a model can give: its region's, or all."""
+        region = self.models[model].region
+        return self.organs if region is None else tuple(o for o in self.organs if o in region.organs)
+
+    def in_order(self) -> list[str]:
+        """Model names, every one after the models that locate its region.
+
+        Raises:
+            InputError: the models wait for each other in a circle.
+        """
+        done: list[str] = []
+        while len(done) < len(self.models):
+            ready = [n for n, m in self.models.items() if n not in done and set(locators_of(m)) <= set(done)]
+            if not ready:
+                raise InputError(f"recipe {self.name}: the models locate each other in a circle.")
+            done += ready
+        return done
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content, for manifests."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, where: str | Path) -> Recipe:
+        """A recipe from a YAML file, or a published one by its name.
+
+        Raises:
+            InputError: no such recipe, no YAML, or content that does not fit; every fault is named.
+        """
+        path, text = _recipe_text(where)
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+            raise InputError(f"{path}: {faults}.") from error
+
+
+def locators_of(model: Model) -> tuple[str, ...]:
+    """Models that find the centre of this model's region."""
+    if model.region is None or model.region.source in (CENTRE, TRUTH):
+        return ()
+    return (model.region.source, *model.region.fallback)
+
+
+def published() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files(PUBLISHED).iterdir() if p.name.endswith(".yaml"))
+
+
+def _recipe_text(where: str | Path) -> tuple[str, str]:
+    path = Path(where)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; published recipes are given by name: {', '.join(published())}.")
+        return str(path), path.read_text(encoding="utf-8")
+    if str(where) not in published():
+        raise InputError(f"no recipe {where}; give a .yaml file or one of: {', '.join(published())}.")
+    return str(where), (resources.files(PUBLISHED) / f"{where}.yaml").read_text(encoding="utf-8")
+
+
+def _check_region(recipe: Recipe, name: str, model: Model) -> None:
+    if model.region is None:
+        return
+    if model.region.source == TRUTH:
+        raise ValueError(f'model {name}: "truth" cannot find a region in a new patient; name a model')
+    unknown = [m for m in locators_of(model) if m not in recipe.models or m == name]
+    if unknown:
+        raise ValueError(f"model {name}: its region is located by {', '.join(unknown)}, which is no other model")
+    if model.dataset == recipe.dataset:
+        raise ValueError(f"model {name}: the dataset of a region needs a number of its own, not {recipe.dataset}")
+    missing = [organ for organ in model.region.organs if organ not in recipe.organs]
+    if missing:
+        raise ValueError(f"model {name}: region organs {', '.join(missing)} are not organs of the recipe")

@@ -1,0 +1,212 @@
+"""Everything a recipe needs, in order: fingerprint, plan, preprocess, train, regions, train, select. Resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.fusion.rules import FusionTable
+from nnunet_ext.io.atomic import read_json, write_json
+from nnunet_ext.io.lock import locked
+from nnunet_ext.recipe.jobs import Job, run_jobs
+from nnunet_ext.recipe.places import Places
+from nnunet_ext.recipe.schema import Model, Recipe, locators_of
+from nnunet_ext.recipe.selection import select
+from nnunet_ext.roi.dataset import Locator, derive_dataset
+from nnunet_ext.roi.provenance import FILE_ENDING
+
+MANIFEST = "nnunet_ext_job.json"
+Say = Callable[[str], None]
+
+
+def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
+    """Train all models and folds of a recipe and choose the owners of the organs.
+
+    What is done and valid is skipped, what was interrupted is continued, and a model that was trained with other settings
+    than the recipe's is refused, not reused.
+
+    Args:
+        recipe: The recipe; its dataset is already converted.
+        at_once: Trainings side by side.
+        say: Receives one line per event.
+
+    Raises:
+        InputError: dataset, folds or finished models do not fit the recipe.
+        BusyError: another process trains this recipe.
+    """
+    places = Places.of(recipe)
+    places.summary.mkdir(parents=True, exist_ok=True)
+    with locked(places.summary / ".lock"):
+        for stage in _stages(recipe):
+            for name in stage:
+                with (places.summary / "planning.log").open("a") as log, contextlib.redirect_stdout(log):
+                    _prepare(places, name, say)
+            jobs = [job for name in stage for job in _open_jobs(places, name, say)]
+            run_jobs(jobs, at_once, recipe.device, say)
+        say("all models are trained; choosing the owner of every organ")
+        return select(places, say)
+
+
+def _stages(recipe: Recipe) -> Iterator[list[str]]:
+    """Groups of models; every group needs only the ones before it."""
+    done: list[str] = []
+    waiting = recipe.in_order()
+    while waiting:
+        stage = [name for name in waiting if set(locators_of(recipe.models[name])) <= set(done)]
+        yield stage
+        done += stage
+        waiting = [name for name in waiting if name not in stage]
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(places: Places, name: str, say: Say) -> None:
+    """Dataset, fingerprint, plans and preprocessed data of a model, as far as they are missing."""
+    from nnunet_ext.planning import plan  # torch and nnU-Net: seconds
+
+    model = places.recipe.models[name]
+    if model.region is not None:
+        _derive(places, name, say)
+    dataset = places.dataset_of(name)
+    folder = places.preprocessed / dataset
+    processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
+    plan.make_fingerprint(model.dataset, processes)
+    if not (folder / f"{model.plans}.json").exists():
+        say(f"planning {dataset}")
+        plan.make_plans(model.dataset, model.planning.preset, axial=model.planning.axial, gpu_gb=model.planning.gpu_gb,
+                        plans_name=model.plans)  # fmt: skip
+    plan.override(model.dataset, model.plans, model.configuration, model.planning.model_dump())
+    plan.write_settings(model.dataset, model.plans, model.configuration, model.settings)
+    _preprocess(places, dataset, model, processes, say)
+
+
+def _preprocess(places: Places, dataset: str, model: Model, processes: int, say: Say) -> None:
+    from nnunet_ext.planning import plan
+
+    folder = places.preprocessed / dataset
+    plans = read_json(folder / f"{model.plans}.json")
+    data = folder / plans["configurations"][model.configuration]["data_identifier"]
+    expected = sorted(p.name.removesuffix(FILE_ENDING) for p in (places.raw / dataset / "labelsTr").glob(f"*{FILE_ENDING}"))
+    manifest = folder / f"{data.name}_cases.json"  # beside the data: nnU-Net wants one file type inside
+    if manifest.exists() and read_json(manifest) == expected:
+        return
+    say(f"preprocessing {dataset}, {model.configuration}")
+    plan.preprocess(model.dataset, model.plans, [model.configuration], processes)
+    done = {p.stem for p in data.glob("*.pkl")}
+    if set(expected) - done:
+        raise InputError(f"{data} lacks {', '.join(sorted(set(expected) - done)[:5])} after preprocessing; run again.")
+    write_json(manifest, expected)
+
+
+def _derive(places: Places, name: str, say: Say) -> None:
+    """The region dataset of a model, unless it is there and fits."""
+    region, target = places.recipe.models[name].region, places.raw / places.region_name(name)
+    if region is None:
+        return
+    if (target / "dataset.json").exists():
+        written = read_json(target / "dataset.json").get("nnunet_ext", {}).get("region")
+        if written != json.loads(region.model_dump_json(by_alias=True)):
+            raise InputError(f"{target} was cut for another region than recipe {places.recipe.name} asks for; delete it.")
+        return
+    say(f"cutting the regions of model {name}: {', '.join(region.organs)}")
+    source = places.dataset_name(places.recipe.dataset)
+    locators = [
+        Locator(m, places.model_folder(m), places.splits(places.dataset_of(m)))
+        for m in locators_of(places.recipe.models[name])
+    ]
+    sidecar = derive_dataset(places.raw / source, target, region, places.splits(source), locators)
+    for line in retention_lines(sidecar):
+        say(line)
+
+
+def retention_lines(sidecar: dict[str, Any]) -> list[str]:
+    """How much of every organ its regions keep, one sentence per organ, and how the centres were found."""
+    lines = []
+    for organ, kept in sidecar["retention"].items():
+        below = kept["below_99_percent"]
+        named = f"; below 99 %: {', '.join(below)}" if below else ""
+        lines.append(f"{organ}: {kept['mean']:.2%} of the truth inside the region, minimum {kept['min']:.2%}{named}")
+    rungs: dict[str, int] = {}
+    for entry in sidecar["cases"].values():
+        rungs[entry["rung"]] = rungs.get(entry["rung"], 0) + 1
+    lines.append("centres: " + ", ".join(f"{rung} {count}" for rung, count in sorted(rungs.items())))
+    return lines
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def _open_jobs(places: Places, name: str, say: Say) -> list[Job]:
+    """Jobs for the folds of a model that are not finished."""
+    jobs = []
+    for fold in places.recipe.folds:
+        digest = fold_digest(places, name, fold)
+        state = _state(places, name, fold, digest)
+        if state == "done":
+            say(f"{name} fold {fold} is done, skipped")
+            continue
+        jobs.append(_job(places, name, fold, digest))
+    return jobs
+
+
+def fold_digest(places: Places, name: str, fold: int) -> str:
+    """Hash of what decides a training: trainer, configuration with its settings, labels and cases of the fold."""
+    model, dataset = places.recipe.models[name], places.dataset_of(name)
+    plans = read_json(places.preprocessed / dataset / f"{model.plans}.json")
+    content = [
+        model.trainer,
+        plans["configurations"][model.configuration],
+        plans["transpose_forward"],
+        places.dataset_json(dataset)["labels"],
+        places.splits(dataset)[fold],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _state(places: Places, name: str, fold: int, digest: str) -> str:
+    folder = places.fold_folder(name, fold)
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        if (folder / "checkpoint_final.pth").exists() or (folder / "checkpoint_latest.pth").exists():
+            raise InputError(f"{folder} was trained outside this recipe; move it away or train under other plans.")
+        write_json(manifest, {"digest": digest, "done": False})
+        return "new"
+    content = read_json(manifest)
+    if content["digest"] != digest:
+        raise InputError(f"{folder} was trained with other settings, labels or folds than the recipe has now; delete it.")
+    wanted = places.splits(places.dataset_of(name))[fold]["val"]
+    whole = all((folder / "validation" / f"{case}{FILE_ENDING}").exists() for case in wanted)
+    return "done" if content["done"] and whole and (folder / "checkpoint_final.pth").exists() else "open"
+
+
+def _job(places: Places, name: str, fold: int, digest: str) -> Job:
+    model, folder = places.recipe.models[name], places.fold_folder(name, fold)
+    return Job(
+        name=f"{name} fold {fold}",
+        command=_command(places.recipe.device, model, fold),
+        log=places.summary / "logs" / f"{name}_fold{fold}.log",
+        fold_folder=folder,
+        done=lambda: write_json(folder / MANIFEST, {"digest": digest, "done": True}),
+    )
+
+
+def _command(device: str, model: Model, fold: int) -> Sequence[str]:
+    return ["nnunet_ext.training.run", str(model.dataset), model.configuration, str(fold), "-tr", model.trainer,
+            "-p", model.plans, "-device", device]  # fmt: skip
+
+
+def default_at_once(recipe: Recipe) -> int:
+    """Trainings side by side: one per core on a CPU (each uses one thread), one on a GPU."""
+    return max(1, (os.cpu_count() or 1) if recipe.device == "cpu" else 1)
+
+
+def result_folder(recipe: Recipe) -> Path:
+    """Where the recipe's tables are written."""
+    return Places.of(recipe).summary
