@@ -1,7 +1,7 @@
 """Which small network and which training settings get furthest in a fixed time on one core?
 
-Every variant changes the plans that ``nnunet-ext plan --preset cpu`` wrote, trains fold 0 for the same number of CPU seconds
-(iterations are chosen after timing twenty steps) and is validated on the fold's held-out patients.
+Every variant changes the plans that ``nnunet-ext plan --preset cpu`` wrote, trains fold 0 for the same number of CPU
+seconds (iterations are chosen after timing twenty steps) and is validated on the fold's held-out patients.
 
     nnunet-ext plan -d 102 --preset cpu
     python benchmarks/cpu_preset.py -d 102 -c 3d_fullres --seconds 100 "12f 2c" "16f 1c" ...
@@ -20,8 +20,13 @@ from typing import Any
 os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="f", nnUNet_def_n_proc="1")
 
 ARCHITECTURE = "arch_kwargs"
-BASE = {"optimizer": "AdamW", "initial_lr": 2e-3, "oversample_foreground_percent": 0.67, "deep_supervision": False,
-        "mirror_at_prediction": False}
+BASE = {
+    "optimizer": "AdamW",
+    "initial_lr": 2e-3,
+    "oversample_foreground_percent": 0.67,
+    "deep_supervision": False,
+    "mirror_at_prediction": False,
+}
 
 SMALL: dict[str, Any] = {"features": 16, "convs": 1}
 

@@ -29,7 +29,10 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nnunet-ext")
 def cli() -> None:
-    """Radiotherapy contouring with unmodified nnU-Net v2. Exit codes: 0 done, 1 our fault, 2 input, 3 some cases, 75 busy."""
+    """Radiotherapy contouring with unmodified nnU-Net v2.
+
+    Exit codes: 0 done, 1 our fault, 2 usage or input, 3 some cases failed, 75 locked or no space.
+    """
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def _run(
 
 
 def _raw_folder() -> Path:
-    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 (nnU-Net's own name)
+    raw = os.environ.get("nnUNet_raw")
     if not raw:
         raise InputError("the variable nnUNet_raw is not set; set it to the folder that shall hold the datasets.")
     return Path(raw)

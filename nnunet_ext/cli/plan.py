@@ -9,7 +9,9 @@ import click
 @click.option("-d", "dataset_id", type=int, required=True, help="Number of the dataset.")
 @click.option("--preset", type=click.Choice(["default", "cpu"]), default="default", show_default=True,
               help="cpu: small networks and patches that learn in minutes on two cores.")  # fmt: skip
-@click.option("--axial/--no-axial", default=True, show_default=True, help="Keep the head-foot axis first (axial slices).")
+@click.option(
+    "--axial/--no-axial", default=True, show_default=True, help="Keep the head-foot axis first (axial slices)."
+)
 @click.option("-c", "configurations", multiple=True, default=("2d", "3d_fullres"), show_default=True,
               help="Configurations to preprocess.")  # fmt: skip
 @click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB (preset default).")
@@ -33,4 +35,6 @@ def command(
     name = make_plans(dataset_id, preset, axial=axial, gpu_gb=gpu_gb, plans_name=plans_name)
     if not no_preprocessing:
         preprocess(dataset_id, name, configurations, processes)
-    click.echo(f"Plans {name} are ready. Train with: nnunet-ext train RECIPE, or nnUNetv2_train {dataset_id} 3d_fullres 0 -p {name}")
+    click.echo(
+        f"plans {name} are ready; next: nnunet-ext train RECIPE, or nnUNetv2_train {dataset_id} 3d_fullres 0 -p {name}"
+    )

@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.argument("recipe")
 def command(recipe: str) -> None:
-    """Choose the best model per organ of a trained RECIPE; write fusion.json, print the table and the honest estimate."""
+    """Choose the best model per organ of a trained RECIPE; write fusion.json, print the honest estimate."""
     from nnunet_ext.recipe.places import Places
     from nnunet_ext.recipe.schema import Recipe
     from nnunet_ext.recipe.selection import select

@@ -1,4 +1,4 @@
-"""Which cases a folder holds, by nnU-Net's convention ``<case>_0000.nii.gz``; names that do not fit are said, not skipped."""
+"""Which cases a folder holds, by nnU-Net's convention ``<case>_0000.nii.gz``; what does not fit is named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class InputCase:
         """
         missing = [f"{name} ({self.case}_{i:04d}.nii.gz)" for i, name in enumerate(names) if self.channels[i] is None]
         if missing:
-            raise InputError(f"case {self.case} lacks channel {', '.join(missing)}; add the file or leave the case out.")
+            raise InputError(
+                f"case {self.case} lacks channel {', '.join(missing)}; add the file or leave the case out."
+            )
         return tuple(path for path in self.channels if path is not None)
 
 

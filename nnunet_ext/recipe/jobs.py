@@ -25,7 +25,7 @@ CPU_ENVIRONMENT = {
     "nnUNet_def_n_proc": "1",
     "nnUNet_compile": "f",
 }
-"""One thread per training and none that spin: benchmarks/RESULTS.md, "CPU threads". Must be set before torch is imported."""
+"""One thread per training, none that spins (benchmarks/RESULTS.md, "CPU threads"); set before torch is imported."""
 
 
 @dataclass
@@ -93,7 +93,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, device: str, say: Callable[[str]
                 running.remove(job)
                 _finish(job)
                 finished_s.append(time.monotonic() - job.started)
-                say(f"finished {job.name} in {_duration(finished_s[-1])}; {_left(waiting, running, finished_s, at_once)}")
+                left = _left(waiting, running, finished_s, at_once)
+                say(f"finished {job.name} in {_duration(finished_s[-1])}; {left}")
     finally:
         for job in running:
             if job.process is not None:

@@ -64,8 +64,8 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     """Load the weights of some folds of a trained model.
 
     Raises:
-        InputError: a file is missing or damaged, the plans name code that is not a network, or the model was not trained
-            on data in our canonical orientation.
+        InputError: a file is missing or damaged, the plans name code that is not a network, or the model was not
+            trained on data in our canonical orientation.
     """
     expose_trainers()
     plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
@@ -74,8 +74,10 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     configuration = manager.get_configuration(contents[0]["init_args"]["configuration"])
     _check_network(plans, contents[0]["init_args"]["configuration"], folder)
     if plans["image_reader_writer"] != REORIENTING_READER:
-        raise InputError(f"{folder}: trained with reader {plans['image_reader_writer']}, expected {REORIENTING_READER}; "
-                         "convert the data with nnunet-ext and train again.")  # fmt: skip
+        raise InputError(
+            f"{folder} was trained with the reader {plans['image_reader_writer']}, expected {REORIENTING_READER}; "
+            "convert the data with nnunet-ext and train again."
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = recursive_find_trainer_class_by_name(contents[0]["trainer_name"])
         predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
@@ -112,4 +114,6 @@ def _check_network(plans: Mapping[str, Any], configuration: str, folder: Path) -
     imported = [arguments[key] for key in architecture["_kw_requires_import"] if arguments.get(key) is not None]
     strange = [n for n in imported if not str(n).startswith(IMPORTS)]
     if not network.startswith(NETWORKS) or strange:
-        raise InputError(f"{folder}/plans.json names {', '.join([network, *strange])}, which is no known network; refused.")
+        raise InputError(
+            f"{folder}/plans.json names {', '.join([network, *strange])}, which is no known network; refused."
+        )

@@ -75,7 +75,9 @@ class Composed:
         """
         places = Places.of(recipe)
         if not places.fusion_table.exists():
-            raise InputError(f"{places.fusion_table} is missing; run `nnunet-ext train` for recipe {recipe.name} first.")
+            raise InputError(
+                f"{places.fusion_table} is missing; run `nnunet-ext train` for recipe {recipe.name} first."
+            )
         table = FusionTable.load(places.fusion_table)
         names = needed_models(recipe, table.owners)
         models = {n: load_model(places.model_folder(n), folds or recipe.folds, device or recipe.device) for n in names}
@@ -155,7 +157,9 @@ class _Run:
 
     def warnings(self, sides: Iterable[Any]) -> list[str]:
         """What a reader of the contours must know."""
-        lines = [f"labels {s.left} and {s.right} lie on each other's side" for s in sides if s.judged and not s.plausible]
+        lines = [
+            f"labels {s.left} and {s.right} lie on each other's side" for s in sides if s.judged and not s.plausible
+        ]
         for name, region in self.regions.items():
             if region["rung"].startswith("fallback"):
                 lines.append(f"region of {name}: organ not found, {region['rung']}")
@@ -182,8 +186,9 @@ def needed_models(recipe: Recipe, owners: Iterable[str]) -> list[str]:
 def predict_folder(composed: Composed, source: Path, output: Path, say: Callable[[str], None]) -> None:
     """Contour every case of a folder; a bad one is isolated, the others finish.
 
-    Writes ``<case>.nii.gz`` on the grid of the input and ``<case>.json`` (owners, regions, fall-backs, laterality). A case is
-    skipped when its outputs are whole and were made from the same image by the same models; run again after a kill.
+    Writes ``<case>.nii.gz`` on the grid of the input and ``<case>.json`` (owners, regions, fall-backs, laterality). A
+    case is skipped when its outputs are whole and were made from the same image by the same models; run again after a
+    kill.
 
     Args:
         composed: The loaded model.

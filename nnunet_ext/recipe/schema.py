@@ -61,7 +61,7 @@ class Model(BaseModel):
     configuration: str
     trainer: str = "nnUNetTrainerExtNoMirror"
     plans: str = "nnUNetPlansExt"
-    planning: Planning = Planning()
+    planning: Planning = Field(default_factory=Planning)
     region: Region | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -180,7 +180,9 @@ def locators_of(model: Model) -> tuple[str, ...]:
 
 def published() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files(PUBLISHED).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files(PUBLISHED).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def _recipe_text(where: str | Path) -> tuple[str, str]:

@@ -90,13 +90,16 @@ def select(places: Places, say: Callable[[str], None]) -> FusionTable:
     table = _table(places, owners, volumes)
     fused_rows, confusion = _score_fused(places, table, nested)
     table.save(places.fusion_table)
-    text = selection_table(choices, nested) + "\n" + _overview([*rows, *fused_rows], recipe.organs, order, nested, table)
+    text = (
+        selection_table(choices, nested) + "\n" + _overview([*rows, *fused_rows], recipe.organs, order, nested, table)
+    )
     write_text(places.summary / "selection.txt", text)
     write_text(places.summary / "crossval.csv", _csv([*rows, *fused_rows]))
     write_json(places.summary / "crossval.json", _summary_json([*rows, *fused_rows], table, nested, confusion))
     say(text)
     for model, worst in confusion.items():
-        say(f"left-right confusion beyond 5 mm of the midline, {model}: {worst['voxels']} voxels in {worst['cases']} cases")
+        count = f"{worst['voxels']} voxels in {worst['cases']} cases"
+        say(f"left-right confusion beyond 5 mm of the midline, {model}: {count}")
     return table
 
 
@@ -113,7 +116,9 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
     present = read_present(present_file) if present_file.exists() else {}
     back = {truth_labels[organ]: number for organ, number in numbers.items()}
     for fold in recipe.folds:
-        folders = {model: (prepare_full_frame(places, model, fold), model_labels(places, model)) for model in recipe.models}
+        folders = {
+            model: (prepare_full_frame(places, model, fold), model_labels(places, model)) for model in recipe.models
+        }
         for case in places.validation_cases(fold):
             truth, grid = read_labels(places.truth_folder() / f"{case}{FILE_ENDING}")
             predictions = {
@@ -206,7 +211,9 @@ def _score_fused(
     return rows, confusion
 
 
-def _count_confusion(total: dict[str, int], labels: Labels, item: HeldOutCase, pairs: Sequence[tuple[int, int]]) -> None:
+def _count_confusion(
+    total: dict[str, int], labels: Labels, item: HeldOutCase, pairs: Sequence[tuple[int, int]]
+) -> None:
     found = side_confusion(labels, item.truth, item.grid, pairs)
     voxels = sum((c.left_on_right or 0) + (c.right_on_left or 0) for c in found)
     total["voxels"] += voxels
@@ -233,7 +240,9 @@ def _overview(
         lines.append("  ".join([f"{organ:<16}", *(f"{c:>22}" for c in cells), table.owner[organ]]))
     means = [_mean_of(summaries[c], organs) for c in columns]
     lines.append("  ".join([f"{'mean':<16}", *(f"{m:>22}" for m in means)]))
-    owners = "; ".join(f"fold {f}: {', '.join(f'{o} {m}' for o, m in chosen.items())}" for f, chosen in nested.owners.items())
+    owners = "; ".join(
+        f"fold {f}: {', '.join(f'{o} {m}' for o, m in chosen.items())}" for f, chosen in nested.owners.items()
+    )
     lines.append(f"owners chosen without the scored fold: {owners or 'fixed by the recipe'}")
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.fusion.rules import FusionTable
@@ -17,8 +16,9 @@ from nnunet_ext.io.lock import locked
 from nnunet_ext.recipe.jobs import Job, run_jobs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Model, Recipe, locators_of
-from nnunet_ext.recipe.selection import select
+from nnunet_ext.recipe.selection import prepare_full_frame, select
 from nnunet_ext.roi.dataset import Locator, derive_dataset
+from nnunet_ext.roi.derivation import retention_lines
 from nnunet_ext.roi.provenance import FILE_ENDING
 
 MANIFEST = "nnunet_ext_job.json"
@@ -28,8 +28,8 @@ Say = Callable[[str], None]
 def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
     """Train all models and folds of a recipe and choose the owners of the organs.
 
-    What is done and valid is skipped, what was interrupted is continued, and a model that was trained with other settings
-    than the recipe's is refused, not reused.
+    What is done and valid is skipped, what was interrupted is continued, and a model that was trained with other
+    settings than the recipe's is refused, not reused.
 
     Args:
         recipe: The recipe; its dataset is already converted.
@@ -93,7 +93,9 @@ def _preprocess(places: Places, dataset: str, model: Model, processes: int, say:
     folder = places.preprocessed / dataset
     plans = read_json(folder / f"{model.plans}.json")
     data = folder / plans["configurations"][model.configuration]["data_identifier"]
-    expected = sorted(p.name.removesuffix(FILE_ENDING) for p in (places.raw / dataset / "labelsTr").glob(f"*{FILE_ENDING}"))
+    expected = sorted(
+        p.name.removesuffix(FILE_ENDING) for p in (places.raw / dataset / "labelsTr").glob(f"*{FILE_ENDING}")
+    )
     manifest = folder / f"{data.name}_cases.json"  # beside the data: nnU-Net wants one file type inside
     if manifest.exists() and read_json(manifest) == expected:
         return
@@ -113,31 +115,22 @@ def _derive(places: Places, name: str, say: Say) -> None:
     if (target / "dataset.json").exists():
         written = read_json(target / "dataset.json").get("nnunet_ext", {}).get("region")
         if written != json.loads(region.model_dump_json(by_alias=True)):
-            raise InputError(f"{target} was cut for another region than recipe {places.recipe.name} asks for; delete it.")
+            raise InputError(
+                f"{target} was cut for another region than recipe {places.recipe.name} asks for; delete it."
+            )
         return
     say(f"cutting the regions of model {name}: {', '.join(region.organs)}")
     source = places.dataset_name(places.recipe.dataset)
-    locators = [
-        Locator(m, places.model_folder(m), places.splits(places.dataset_of(m)))
-        for m in locators_of(places.recipe.models[name])
-    ]
+    locators = [_locator(places, m) for m in locators_of(places.recipe.models[name])]
     sidecar = derive_dataset(places.raw / source, target, region, places.splits(source), locators)
     for line in retention_lines(sidecar):
         say(line)
 
 
-def retention_lines(sidecar: dict[str, Any]) -> list[str]:
-    """How much of every organ its regions keep, one sentence per organ, and how the centres were found."""
-    lines = []
-    for organ, kept in sidecar["retention"].items():
-        below = kept["below_99_percent"]
-        named = f"; below 99 %: {', '.join(below)}" if below else ""
-        lines.append(f"{organ}: {kept['mean']:.2%} of the truth inside the region, minimum {kept['min']:.2%}{named}")
-    rungs: dict[str, int] = {}
-    for entry in sidecar["cases"].values():
-        rungs[entry["rung"]] = rungs.get(entry["rung"], 0) + 1
-    lines.append("centres: " + ", ".join(f"{rung} {count}" for rung, count in sorted(rungs.items())))
-    return lines
+def _locator(places: Places, name: str) -> Locator:
+    """A trained model whose held-out predictions lie on whole images; a region model's are pasted there first."""
+    folders = {prepare_full_frame(places, name, fold).name for fold in places.recipe.folds}
+    return Locator(name, places.model_folder(name), places.splits(places.dataset_of(name)), folders.pop())
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------
@@ -180,7 +173,9 @@ def _state(places: Places, name: str, fold: int, digest: str) -> str:
         return "new"
     content = read_json(manifest)
     if content["digest"] != digest:
-        raise InputError(f"{folder} was trained with other settings, labels or folds than the recipe has now; delete it.")
+        raise InputError(
+            f"{folder} was trained with other settings, labels or folds than the recipe has now; delete it."
+        )
     wanted = places.splits(places.dataset_of(name))[fold]["val"]
     whole = all((folder / "validation" / f"{case}{FILE_ENDING}").exists() for case in wanted)
     return "done" if content["done"] and whole and (folder / "checkpoint_final.pth").exists() else "open"

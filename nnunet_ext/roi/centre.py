@@ -37,8 +37,8 @@ def centre_of(
 ) -> Centre | None:
     """Centroid of some organs, or None where they are missing.
 
-    The largest connected component counts, with every other one whose centroid lies within 40 mm of its; specks far away do
-    not pull the centre.
+    The largest connected component counts, with every other one whose centroid lies within 40 mm of its;
+    specks far away do not pull the centre.
 
     Args:
         labels: (Z, Y, X) label map.

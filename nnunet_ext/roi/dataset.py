@@ -31,11 +31,13 @@ class Locator:
         name: How recipes and reports call it.
         folder: Trained model.
         splits: Its folds.
+        validation: Folder inside a fold's with held-out predictions on whole images.
     """
 
     name: str
     folder: Path
     splits: Sequence[Mapping[str, Sequence[str]]]
+    validation: str = "validation"
 
     def labels(self) -> dict[str, int]:
         """Organ name to label number of its predictions."""
@@ -60,8 +62,9 @@ def derive_dataset(
 ) -> dict[str, Any]:
     """Cut the region out of every training case of a dataset.
 
-    Every case gives one unshifted region, which validates, and ``region.copies`` jittered ones, which only train. Folds are
-    inherited case by case. Centres that come from a model come from the fold that held the case out; this is checked.
+    Every case gives one unshifted region, which validates, and ``region.copies`` jittered ones, which only train.
+    Folds are inherited case by case. Centres that come from a model come from the fold that held the case out; this is
+    checked.
 
     Args:
         source: Raw folder of the source dataset.
@@ -79,11 +82,13 @@ def derive_dataset(
     """
     if (target / "dataset.json").exists():
         raise InputError(f"{target} exists; choose another number or delete it.")
+    if region.source not in (CENTRE, TRUTH) and len(locators) != 1 + len(region.fallback):
+        raise ValueError(f"the region names {(region.source, *region.fallback)}, got {len(locators)} locators.")
     source_json = read_json(source / "dataset.json")
     labels = label_numbers(source_json)
     _require_organs(region.organs, labels, source)
     cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (source / "labelsTr").glob(f"*{FILE_ENDING}"))
-    held_out = {loc.name: held_out_predictions(loc.folder, loc.splits, cases) for loc in locators}
+    held_out = {loc.name: held_out_predictions(loc.folder, loc.splits, cases, loc.validation) for loc in locators}
     wanted = [labels[organ] for organ in region.organs]
     position = _mean_position(source, cases, wanted) if locators else (0.5, 0.5, 0.5)
     derived = Derived()
@@ -143,6 +148,8 @@ def _derive_case(
 ) -> None:
     truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
     channels = sorted((source / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
+    if not channels:
+        raise InputError(f"{source / 'imagesTr'} has no image of case {case}; its labels alone are no training case.")
     images = [read_image(path)[0] for path in channels]
     located, locator = finder.find(case, images[0], truth, grid, region)
     for name, shift in _shifts(case, region):
@@ -150,7 +157,9 @@ def _derive_case(
         box = region.box(grid, (centre[0], centre[1], centre[2]))
         for path, image in zip(channels, images, strict=True):
             pad = region.pad_value if path.name.endswith(f"_0000{FILE_ENDING}") else 0.0
-            write_image(target / "imagesTr" / path.name.replace(case, name, 1), crop(image, box, pad), grid.cropped(box))
+            write_image(
+                target / "imagesTr" / path.name.replace(case, name, 1), crop(image, box, pad), grid.cropped(box)
+            )
         part = renumbered(crop(truth, box), {labels[o]: i for i, o in enumerate(region.organs, 1)})
         write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", part, grid.cropped(box))
         derived.cases[name] = {
@@ -177,7 +186,8 @@ def renumbered(labels: NDArray[np.integer], numbers: Mapping[int, int]) -> NDArr
     table = np.zeros(int(max([int(labels.max(initial=0)), *numbers])) + 1, dtype=np.uint8)
     for old, new in numbers.items():
         table[old] = new
-    return table[labels]
+    renumbered_labels: NDArray[np.uint8] = table[labels]
+    return renumbered_labels
 
 
 def paste_predictions(sidecar: Mapping[str, Any], validation: Path, grids: Path, target: Path) -> None:
@@ -220,7 +230,9 @@ def _mean_position(source: Path, cases: Sequence[str], wanted: Sequence[int]) ->
         truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
         centre = centre_of(truth, wanted, grid.spacing_mm)
         if centre is not None:
-            positions.append(relative_position(centre, read_image(source / "imagesTr" / f"{case}_0000{FILE_ENDING}")[0]))
+            positions.append(
+                relative_position(centre, read_image(source / "imagesTr" / f"{case}_0000{FILE_ENDING}")[0])
+            )
     if not positions:
         raise InputError(f"no case of {source} contains the organs of the region; choose other organs.")
     z, y, x = np.mean(positions, axis=0)
@@ -239,7 +251,9 @@ def _retention(cases: Mapping[str, Mapping[str, Any]], organs: Sequence[str]) ->
 
 
 def _dataset_json(source: Mapping[str, Any], sidecar: Mapping[str, Any], count: int) -> dict[str, Any]:
-    kept = {key: source[key] for key in ("channel_names", "file_ending", "overwrite_image_reader_writer") if key in source}
+    kept = {
+        key: source[key] for key in ("channel_names", "file_ending", "overwrite_image_reader_writer") if key in source
+    }
     summary = {key: sidecar[key] for key in ("source_dataset", "region", "label_map", "position_in_body")}
     return {
         **kept,
@@ -253,5 +267,3 @@ def _require_organs(organs: Sequence[str], labels: Mapping[str, int], source: Pa
     unknown = [organ for organ in organs if organ not in labels]
     if unknown:
         raise InputError(f"{source.name} has no organ {', '.join(unknown)}; it has {', '.join(labels)}.")
-
-

@@ -29,7 +29,10 @@ class HeldOut:
 
 
 def held_out_predictions(
-    model_folder: Path, splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[str]
+    model_folder: Path,
+    splits: Sequence[Mapping[str, Sequence[str]]],
+    cases: Sequence[str],
+    validation: str = "validation",
 ) -> dict[str, HeldOut]:
     """For every case the prediction of the fold that held it out.
 
@@ -37,6 +40,7 @@ def held_out_predictions(
         model_folder: Trained model with ``fold_<k>/validation``.
         splits: The folds that the model was trained with.
         cases: Cases that need a prediction.
+        validation: Folder of the predictions inside a fold's.
 
     Raises:
         InputError: a case trained the only model that predicted it, or has no prediction; all are named.
@@ -46,10 +50,12 @@ def held_out_predictions(
         folder = model_folder / f"fold_{fold}"
         leaked = sorted(set(split["val"]) & set(split["train"]))
         if leaked:
-            raise InputError(f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}.")
+            raise InputError(
+                f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}."
+            )
         digest = ""
         for case in sorted(set(split["val"]) & set(cases)):
-            path = folder / "validation" / f"{case}{FILE_ENDING}"
+            path = folder / validation / f"{case}{FILE_ENDING}"
             if path.exists():
                 digest = digest or sha256_of(folder / "checkpoint_final.pth")
                 found[case] = HeldOut(path, fold, digest)

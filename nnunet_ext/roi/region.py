@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Box, Grid
 from nnunet_ext.roi.centre import Centre
 
@@ -76,6 +77,18 @@ class Region(BaseModel):
         """The middle of an image."""
         z, y, x = ((n - 1) / 2 for n in grid.shape)
         return z, y, x
+
+
+def region_of(**values: Any) -> Region:
+    """A region from options; None and empty values count as not given.
+
+    Raises:
+        InputError: the values do not fit together.
+    """
+    try:
+        return Region(**{key: value for key, value in values.items() if value not in (None, ())})
+    except ValidationError as error:
+        raise InputError("region: " + "; ".join(str(e["msg"]) for e in error.errors()) + ".") from error
 
 
 def box_entry(box: Box) -> dict[str, Any]:
