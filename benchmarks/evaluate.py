@@ -1,7 +1,7 @@
 """``nnunet-ext evaluate`` (DSC, HD95, ASSD, RVE) against ``nnUNetv2_evaluate_folder -np 1`` (Dice only).
 
 One drawn case of 512×512×120 voxels with 22 organs of 35 to 161 000 voxels; both run alternately on the same
-files, and the ratio of the medians is what counts (PERFORMANCE 6 promises at most 0.12). Prints rows for RESULTS.md.
+files, and the ratio of the medians is what counts (the promise: at most 0.12). Prints rows for RESULTS.md.
 
     python benchmarks/evaluate.py [--repeats 5]
 """

@@ -1,7 +1,7 @@
-"""Grids, boxes and body axes: numbers only, no files and no pixels.
+"""Grids, boxes and body axes: numbers only, no files, no pixels.
 
-Array axes are (Z, Y, X); points are (N, 3) xyz in mm in the DICOM patient frame LPS (x grows to the patient's left, y to
-the back, z to the head). Directions are ITK's: a 3×3 matrix whose *columns* are the index axes x, y, z.
+Array axes are (Z, Y, X); points are (N, 3) xyz in mm in the DICOM patient frame LPS (x grows to the patient's left, y
+to the back, z to the head). Directions are ITK's: a 3×3 matrix whose *columns* are the index axes x, y, z.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 MAX_OBLIQUE_DEG = 20.0
-"""Our choice (ALGORITHMS 4c): beyond 20° no array axis may be called left-right."""
+"""Our choice: beyond 20° no array axis may be called left-right."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def grid_difference(a: Grid, b: Grid, tolerance_vox: float = 0.1) -> str | None:
     """
     if a.shape != b.shape:
         return f"shapes {a.shape} and {b.shape}"
-    corners = np.array([[z, y, x] for z in (0, a.shape[0] - 1) for y in (0, a.shape[1] - 1) for x in (0, a.shape[2] - 1)])
+    corners = np.array(
+        [[z, y, x] for z in (0, a.shape[0] - 1) for y in (0, a.shape[1] - 1) for x in (0, a.shape[2] - 1)]
+    )
     off_mm = float(np.abs(a.points_mm(corners) - b.points_mm(corners)).max())
     if off_mm > tolerance_vox * min(a.spacing_mm):
         return (

@@ -1,6 +1,7 @@
 """The settings that all our trainers share, and where their values come from.
 
-Order, later wins: nnU-Net's defaults, class attributes of the trainer, the plans block ``configurations.<name>.nnunet_ext``.
+Order, later wins: nnU-Net's defaults, class attributes of the trainer, the plans block
+``configurations.<name>.nnunet_ext``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ MAX_LOWEST_HU = -200.0
 MAX_HU = 30_000.0
 """Above every extended-scale CT (metal reaches some 20 000), below an unsigned wrap of negative values."""
 SPACING_RANGE_MM = (0.1, 20.0)
-"""FIELD.md section 3."""
+"""Our choice: what scanners and planning systems write, from micro-CT to thick localisers."""
 
 
 def check_image(path: Path, modality: str) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_ext.conversion.loading import LoadedCase, load_case
+from nnunet_ext.conversion.loaded_case import LoadedCase
+from nnunet_ext.conversion.loading import load_case
 from nnunet_ext.conversion.record import CaseRecord, record_of, stamp_of
 from nnunet_ext.conversion.report import failures_as_text, report_of
 from nnunet_ext.conversion.source import Case, Source

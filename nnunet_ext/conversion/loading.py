@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import read_checked_image, renumber_labels
+from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.orientation import axis_codes, to_lps
 from nnunet_ext.conversion.source import Case, NiftiCase, Source, SparseCase
+from nnunet_ext.conversion.sparse import load_sparse_case
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.nifti import read_labels
-
-
-@dataclass(frozen=True)
-class LoadedCase:
-    """A case ready to be written.
-
-    Args:
-        images: One (Z, Y, X) float32 array per channel, LPS.
-        grid: Grid of all arrays.
-        labels: (Z, Y, X) in the dataset's numbers; None for a test case.
-        contoured: Numbers of the organs that somebody contoured; the others are unknown, not absent.
-        orientation: Axis codes of the source files.
-        notes: Repairs and drops, one sentence each.
-        kept: Organ name to the fraction of its voxels that survived a crop; empty where nothing was cropped.
-    """
-
-    images: tuple[NDArray[np.float32], ...]
-    grid: Grid
-    labels: NDArray[np.uint16] | None
-    contoured: tuple[int, ...]
-    orientation: str
-    notes: tuple[str, ...] = ()
-    kept: dict[str, float] = field(default_factory=dict)
 
 
 def load_case(case: Case, source: Source) -> LoadedCase:
@@ -48,8 +26,6 @@ def load_case(case: Case, source: Source) -> LoadedCase:
     if case.fault:
         raise InputError(case.fault)
     if isinstance(case, SparseCase):
-        from nnunet_ext.conversion.sparse import load_sparse_case
-
         return load_sparse_case(case, source)
     return _load_nifti_case(case, source)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.conversion.loading import LoadedCase
+from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.source import Case, Source
 
 

@@ -12,7 +12,7 @@ from nnunet_ext.conversion.source import Source
 from nnunet_ext.conversion.splits import Split
 
 OUTLIER_SD = 4.0
-"""ALGORITHMS.md section 8, common rule 4."""
+"""Our choice: volumes outside mean ± 4 SD are named for a second look."""
 
 
 def report_of(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import check_spacing, check_values
-from nnunet_ext.conversion.loading import LoadedCase
+from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.source import Source, SparseCase
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Box, Grid
@@ -25,7 +25,7 @@ Voxel = TypeVar("Voxel", bound=np.generic)
 SIDE = 128
 HU_OFFSET = 1024.0
 MIN_CONTEXT = 0.4
-"""Least area of a kept slice as a fraction of the median (shared/data/README.md)."""
+"""Least area of a kept slice as a fraction of the median (our choice, on all public cases)."""
 EMPTY_SLICE = 0.1
 """Our choice: slices below this fraction of the largest show only the blurred rim of the contours and are
 left out of the

@@ -38,7 +38,7 @@ def fuse_labels(
     owner gives its organ there (equal ones by priority). What a model says about organs of others counts for
     nothing. The order of the inputs has no influence.
 
-    Source: ALGORITHMS 4c.
+    Source: the combined U-Net of StructSeg 2019; the rules for conflicts are ours.
 
     Args:
         predictions: Model to its label map, in that model's numbers.

@@ -18,7 +18,7 @@ ON_CONFLICT = ("priority", "probability")
 class FusionTable:
     """Owners of the organs of a composed model.
 
-    Source: ALGORITHMS 4c.
+    Source: the combined U-Net of StructSeg 2019 gives every organ one owner; conflicts and priority are ours.
 
     Args:
         organs: Organ name to its label in the final map, in the order of the table.
@@ -148,7 +148,7 @@ class FusionTable:
 def default_priority(volumes_ml: Mapping[str, float], first: Sequence[str] = ()) -> list[str]:
     """Organs of the small-region models first, then all others from the smallest to the largest.
 
-    A small organ loses more by giving a voxel away than a large one does (ALGORITHMS 4c).
+    A small organ loses more by giving a voxel away than a large one does; our choice.
 
     Args:
         volumes_ml: Organ to its median volume in the training cases, in ml; equal volumes go by name.

@@ -10,7 +10,7 @@ from statistics import fmean
 from nnunet_ext.evaluation.statistics import wilcoxon_p
 
 MIN_GAIN = 0.005
-"""ALGORITHMS 4b: an owner changes only for a paired gain above half a Dice point, or for p < 0.05."""
+"""Our choice: an owner changes only for a paired gain above half a Dice point, or for p < 0.05."""
 ALPHA = 0.05
 
 
@@ -80,7 +80,7 @@ def choose_owners(
 
     The choice is optimistic about the cases that it was made on: print it beside ``nested_estimate``.
 
-    Source: ALGORITHMS 4b.
+    Source: the combined U-Net of StructSeg 2019 chooses by cross-validation; threshold and test are ours.
 
     Args:
         scores: Cross-validation scores of all models.

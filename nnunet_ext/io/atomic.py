@@ -34,7 +34,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise BusyError(f"no space left while writing {final}; free some and run the same command again.") from error
+            raise BusyError(
+                f"no space left while writing {final}; free some and run the same command again."
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

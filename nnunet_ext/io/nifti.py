@@ -23,7 +23,7 @@ from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import atomic_path
 
 MAX_SKEW = 1e-3
-"""Largest accepted deviation of the direction cosines from orthonormal (FIELD.md section 3)."""
+"""Largest accepted deviation of the direction cosines from orthonormal; our choice, rounding of headers stays below."""
 
 
 def read_grid(path: Path) -> Grid:

@@ -48,8 +48,8 @@ def patch_within(budget_vox: int, median_shape: Sequence[float], spacing: Sequen
 class ExtPlannerCPU(ExtPlanner):
     """Small networks, patches that fit the data, and the training settings that learn fastest on two cores.
 
-    Use it without a GPU, for a first result in minutes or to try a pipeline; with one use ``default``. How the numbers were
-    found is in ``benchmarks/RESULTS.md`` ("CPU preset").
+    Use it without a GPU, for a first result in minutes or to try a pipeline; with one use ``default``. How the numbers
+    were found is in ``benchmarks/RESULTS.md`` ("CPU preset").
     """
 
     default_plans_name = "nnUNetPlansExtCPU"
@@ -69,7 +69,7 @@ class ExtPlannerCPU(ExtPlanner):
         median_shape: Any,
         data_identifier: str,
         approximate_n_voxels_dataset: float,
-        _cache: dict,
+        _cache: dict[str, Any],
     ) -> dict[str, Any]:
         """One configuration, in nnU-Net's own form, with the training settings in its ``nnunet_ext`` block."""
         dim = len(spacing)
@@ -98,12 +98,12 @@ class ExtPlannerCPU(ExtPlanner):
         }
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """As stock, with the Dice of the whole batch: with two small patches many organs are absent from one of them."""
+        """As stock, with the Dice of the whole batch: of two small patches one often lacks an organ."""
         for configuration in plans["configurations"].values():
             configuration["batch_dice"] = True
         super().save_plans(plans)
 
-    def _architecture(self, dim: int, strides: list, kernels: list) -> dict[str, Any]:
+    def _architecture(self, dim: int, strides: Sequence[Any], kernels: Sequence[Any]) -> dict[str, Any]:
         stages, conv = len(strides), convert_dim_to_conv_op(dim)
         norm = get_matching_instancenorm(conv)
         return {

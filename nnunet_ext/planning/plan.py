@@ -80,8 +80,8 @@ def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mappi
         dataset_id: Number of the dataset.
         plans_name: Name of its plans.
         configuration: Which configuration.
-        wanted: ``patch_size``, ``base_features``, ``max_features``, ``resampling`` (False: every image keeps its grid) and
-            ``normalization``, as in ``recipe.schema.Planning``.
+        wanted: ``patch_size``, ``base_features``, ``max_features``, ``resampling`` (False: every image keeps its
+            grid) and ``normalization``, as in ``recipe.schema.Planning``.
 
     Raises:
         InputError: unknown configuration.
@@ -112,10 +112,15 @@ def _replan_patch(settings: dict[str, Any], patch: list[int]) -> None:
         return
     network = settings["architecture"]["arch_kwargs"]
     _, strides, kernels, padded, _ = get_pool_and_conv_props(settings["spacing"], patch, 4, 999999)
-    stages = len(strides)
+    stages, convolutions = len(strides), network["n_conv_per_stage"][0]
     settings["patch_size"] = [int(n) for n in padded]
-    network.update(n_stages=stages, strides=[[int(n) for n in s] for s in strides], kernel_sizes=kernels,
-                   n_conv_per_stage=[2] * stages, n_conv_per_stage_decoder=[2] * (stages - 1))  # fmt: skip
+    network.update(
+        n_stages=stages,
+        strides=[[int(n) for n in s] for s in strides],
+        kernel_sizes=kernels,
+        n_conv_per_stage=[convolutions] * stages,
+        n_conv_per_stage_decoder=[convolutions] * (stages - 1),
+    )
 
 
 def _plans(dataset_id: int, plans_name: str, configuration: str) -> tuple[Path, dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from nnunet_ext.errors import NnunetExtError
 
 POLL_S = 1.0
 STATUS_EVERY_S = 120.0
+STOP_S = 20.0
+"""Our choice: how long a training may take to stop before it is killed."""
 
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -53,7 +57,11 @@ class Job:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.command], stdout=stream, stderr=subprocess.STDOUT, env=dict(environment)
+                [sys.executable, "-m", *self.command],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         self.started = time.monotonic()
 
@@ -96,9 +104,24 @@ def run_jobs(jobs: Sequence[Job], at_once: int, device: str, say: Callable[[str]
                 left = _left(waiting, running, finished_s, at_once)
                 say(f"finished {job.name} in {_duration(finished_s[-1])}; {left}")
     finally:
-        for job in running:
-            if job.process is not None:
-                job.process.terminate()
+        _stop([job.process for job in running if job.process is not None])
+
+
+def _end_with_parent() -> None:
+    """Let a training end when ``nnunet-ext train`` is killed; else the next run would train the same fold beside it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End processes, and return only when they are gone: nobody writes into a folder that is no longer locked."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _finish(job: Job) -> None:

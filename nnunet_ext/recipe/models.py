@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ CHECKPOINT = "checkpoint_final.pth"
 REORIENTING_READER = "SimpleITKIOWithReorient"
 NETWORKS = ("dynamic_network_architectures.architectures.", "nnunet_ext.networks.")
 IMPORTS = ("torch.nn.",)
-"""What the plans of a model may name: any other callable could run code from the plans file (FIELD.md section 3)."""
+"""What the plans of a model may name: any other callable could run code from the plans file."""
 
 
 @dataclass
@@ -79,7 +80,7 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
             "convert the data with nnunet-ext and train again."
         )
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = recursive_find_trainer_class_by_name(contents[0]["trainer_name"])
+        trainer = _trainer(contents[0]["trainer_name"], folder)
         predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     network = trainer.build_network_architecture(
         manager,
@@ -112,8 +113,28 @@ def _check_network(plans: Mapping[str, Any], configuration: str, folder: Path) -
     architecture = plans["configurations"][name]["architecture"]
     network, arguments = architecture["network_class_name"], architecture["arch_kwargs"]
     imported = [arguments[key] for key in architecture["_kw_requires_import"] if arguments.get(key) is not None]
-    strange = [n for n in imported if not str(n).startswith(IMPORTS)]
-    if not network.startswith(NETWORKS) or strange:
+    strange = [n for n in imported if not _is_network(n, IMPORTS)]
+    if not _is_network(network, NETWORKS) or strange:
         raise InputError(
             f"{folder}/plans.json names {', '.join([network, *strange])}, which is no known network; refused."
         )
+
+
+def _is_network(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a name is a network class of an allowed package.
+
+    The prefix alone would let ``<allowed module>.torch.hub.load`` through; nothing outside the prefix is imported.
+    """
+    if not str(name).startswith(prefixes):
+        return False
+    found = pydoc.locate(name)
+    return isinstance(found, type) and issubclass(found, torch.nn.Module) and found.__module__.startswith(prefixes)
+
+
+def _trainer(name: str, folder: Path) -> Any:
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder} was trained by {name}, which is not installed; add it to nnUNet_extTrainer."
+        ) from error

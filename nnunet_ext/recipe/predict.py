@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import read_checked_image
 from nnunet_ext.conversion.orientation import from_lps, to_lps
-from nnunet_ext.errors import CasesFailedError, InputError, NnunetExtError
+from nnunet_ext.errors import BusyError, CasesFailedError, InputError, NnunetExtError
 from nnunet_ext.evaluation.laterality import check_laterality
 from nnunet_ext.fusion.merge import fuse_labels
 from nnunet_ext.fusion.rules import FusionTable
@@ -207,9 +207,11 @@ def predict_folder(composed: Composed, source: Path, output: Path, say: Callable
         for i, case in enumerate(cases, 1):
             try:
                 line = _predict_case(composed, case, output)
-            except NnunetExtError as error:
-                failed[case.case] = str(error)
-                line = f"{case.case}: FAILED, {error}"
+            except BusyError:
+                raise
+            except (NnunetExtError, ValueError, OSError, RuntimeError, MemoryError) as error:
+                failed[case.case] = str(error) or type(error).__name__
+                line = f"{case.case}: FAILED, {failed[case.case]}"
             say(f"[{i}/{len(cases)}] {line}")
     if failed:
         listed = "\n  ".join(f"{name}: {cause}" for name, cause in sorted(failed.items()))
@@ -251,7 +253,10 @@ def _read(paths: Sequence[Path], channels: Sequence[str]) -> tuple[NDArray[np.fl
 def _is_done(report_path: Path, target: Path, key: dict[str, Any]) -> bool:
     if not report_path.exists() or not target.exists():
         return False
-    entry = read_json(report_path)
+    try:
+        entry = dict(read_json(report_path))
+    except (ValueError, TypeError):
+        return False
     return all(entry.get(k) == v for k, v in key.items()) and entry.get("output_sha256") == sha256_of(target)
 
 

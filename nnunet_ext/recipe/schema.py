@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.roi.region import CENTRE, TRUTH, Region
+from nnunet_ext.settings import TrainerSettings, resolve_settings
 
 PUBLISHED = "nnunet_ext.recipe.published"
 
@@ -65,6 +66,15 @@ class Model(BaseModel):
     region: Region | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("settings")
+    @classmethod
+    def _known_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        try:  # now, not when the model's turn comes after hours
+            resolve_settings(TrainerSettings, settings, "settings")
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return settings
+
     @property
     def folder_name(self) -> str:
         """nnU-Net's name for the results folder of this model."""
@@ -111,19 +121,31 @@ class Recipe(BaseModel):
     source: str = ""
     dataset: int
     organs: tuple[str, ...] = Field(min_length=1)
-    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    folds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2, 3, 4), min_length=1)
     device: Literal["cuda", "cpu", "mps"] = "cuda"
-    models: dict[str, Model] = Field(min_length=1)
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]+$")], Model] = Field(min_length=1)
     fusion: Fusion = Fusion()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        for what, values in (("organ", self.organs), ("fold", self.folds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what}s {', '.join(map(str, values))} list one {what} twice")
         for name, model in self.models.items():
             _check_region(self, name, model)
+        try:
+            self.in_order()
+        except InputError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        unknown = [organ for organ in self.fusion.first if organ not in self.organs]
+        if unknown:
+            raise ValueError(f"fusion.first names {', '.join(unknown)}, which the recipe does not have")
         owners = self.fusion.owners if isinstance(self.fusion.owners, dict) else {}
         for organ, owner in owners.items():
             if organ not in self.organs or owner not in self.models:
                 raise ValueError(f"owner {organ}: {owner} names an organ or a model that the recipe does not have")
+            if organ not in self.organs_of(owner):
+                raise ValueError(f"owner {organ}: {owner} has no {organ} in its region")
         if owners and set(owners) != set(self.organs):
             raise ValueError(f"no owner for {', '.join(sorted(set(self.organs) - set(owners)))}")
         return self
@@ -190,7 +212,10 @@ def _recipe_text(where: str | Path) -> tuple[str, str]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"{path} does not exist; published recipes are given by name: {', '.join(published())}.")
-        return str(path), path.read_text(encoding="utf-8")
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
     if str(where) not in published():
         raise InputError(f"no recipe {where}; give a .yaml file or one of: {', '.join(published())}.")
     return str(where), (resources.files(PUBLISHED) / f"{where}.yaml").read_text(encoding="utf-8")
@@ -204,8 +229,8 @@ def _check_region(recipe: Recipe, name: str, model: Model) -> None:
     unknown = [m for m in locators_of(model) if m not in recipe.models or m == name]
     if unknown:
         raise ValueError(f"model {name}: its region is located by {', '.join(unknown)}, which is no other model")
-    if model.dataset == recipe.dataset:
-        raise ValueError(f"model {name}: the dataset of a region needs a number of its own, not {recipe.dataset}")
+    if model.dataset in (recipe.dataset, *(m.dataset for n, m in recipe.models.items() if n != name)):
+        raise ValueError(f"model {name}: the dataset of a region needs a number of its own, not {model.dataset}")
     missing = [organ for organ in model.region.organs if organ not in recipe.organs]
     if missing:
         raise ValueError(f"model {name}: region organs {', '.join(missing)} are not organs of the recipe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,7 @@ from nnunet_ext.io.atomic import write_json, write_text
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.labels import swap_pairs
 from nnunet_ext.recipe.places import Places
+from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.dataset import paste_predictions, renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, label_numbers
 
@@ -86,13 +87,13 @@ def select(places: Places, say: Callable[[str], None]) -> FusionTable:
     owners = {organ: choice.owner for organ, choice in choices.items()}
     if isinstance(recipe.fusion.owners, dict):
         owners = dict(recipe.fusion.owners)
+        choices = {o: replace(c, owner=owners[o], reason="fixed by the recipe") for o, c in choices.items()}
         nested = NestedEstimate({}, float("nan"), dict.fromkeys(recipe.folds, owners))
     table = _table(places, owners, volumes)
     fused_rows, confusion = _score_fused(places, table, nested)
     table.save(places.fusion_table)
-    text = (
-        selection_table(choices, nested) + "\n" + _overview([*rows, *fused_rows], recipe.organs, order, nested, table)
-    )
+    overview = _overview([*rows, *fused_rows], recipe.organs, order, table)
+    text = f"{selection_table(choices, nested)}\n{overview}{_chosen_without(recipe, nested)}\n"
     write_text(places.summary / "selection.txt", text)
     write_text(places.summary / "crossval.csv", _csv([*rows, *fused_rows]))
     write_json(places.summary / "crossval.json", _summary_json([*rows, *fused_rows], table, nested, confusion))
@@ -201,7 +202,8 @@ def _score_fused(
     confusion: dict[str, dict[str, int]] = {}
     for item in held_out_cases(places):
         maps = {}
-        for name, owners in ((FUSED, table.owner), (NESTED, nested.owners.get(item.fold, table.owner))):
+        honest = {NESTED: nested.owners[item.fold]} if item.fold in nested.owners else {}
+        for name, owners in {FUSED: table.owner, **honest}.items():
             rule = FusionTable(organs, dict(owners), same, table.priority, table.on_conflict)
             maps[name] = fuse_labels(item.predictions, rule).labels
             rows += _rows(name, item, maps[name], organs)
@@ -227,12 +229,10 @@ def _by_model(rows: Sequence[Row]) -> dict[str, dict[str, list[OrganScore]]]:
     return found
 
 
-def _overview(
-    rows: Sequence[Row], organs: Sequence[str], models: Sequence[str], nested: NestedEstimate, table: FusionTable
-) -> str:
+def _overview(rows: Sequence[Row], organs: Sequence[str], models: Sequence[str], table: FusionTable) -> str:
     """Organs × (models, fused, nested): DSC mean ± SD and HD95 over the held-out cases."""
-    columns = [*models, FUSED, NESTED]
     summaries = {model: summarise(cases) for model, cases in _by_model(rows).items()}
+    columns = [*models, *(name for name in (FUSED, NESTED) if name in summaries)]
     lines = ["Held-out cases, DSC mean ± SD / HD95 in mm; fused maps, overlaps resolved."]
     lines.append("  ".join([f"{'organ':<16}", *(f"{c:>22}" for c in columns), "owner"]))
     for organ in organs:
@@ -240,11 +240,16 @@ def _overview(
         lines.append("  ".join([f"{organ:<16}", *(f"{c:>22}" for c in cells), table.owner[organ]]))
     means = [_mean_of(summaries[c], organs) for c in columns]
     lines.append("  ".join([f"{'mean':<16}", *(f"{m:>22}" for m in means)]))
+    return "\n".join(lines) + "\n"
+
+
+def _chosen_without(recipe: Recipe, nested: NestedEstimate) -> str:
+    if isinstance(recipe.fusion.owners, dict):
+        return "owners: fixed by the recipe, so the nested column equals the fused one"
     owners = "; ".join(
         f"fold {f}: {', '.join(f'{o} {m}' for o, m in chosen.items())}" for f, chosen in nested.owners.items()
     )
-    lines.append(f"owners chosen without the scored fold: {owners or 'fixed by the recipe'}")
-    return "\n".join(lines) + "\n"
+    return f"owners chosen without the scored fold: {owners or 'not possible with a single fold'}"
 
 
 def _cell(summary: Any) -> str:

@@ -43,6 +43,8 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
     places = Places.of(recipe)
     places.summary.mkdir(parents=True, exist_ok=True)
     with locked(places.summary / ".lock"):
+        for fold in recipe.folds:
+            places.validation_cases(fold)  # a fold that does not exist is refused now, not after preprocessing
         for stage in _stages(recipe):
             for name in stage:
                 with (places.summary / "planning.log").open("a") as log, contextlib.redirect_stdout(log):

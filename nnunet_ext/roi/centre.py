@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 MIN_VOXELS = 5
-"""Fewer voxels are no organ (ALGORITHMS 4c, 5d)."""
+"""Our choice: fewer voxels are no organ, they are noise."""
 NEIGHBOUR_MM = 40.0
-"""Other components this close to the largest one belong to the same region (ALGORITHMS 4c)."""
+"""Other components this close to the largest one belong to the same region (our choice, for paired small organs)."""
 BODY_HU = -300.0
 """Between air and fat; our choice, only used for the box of the body."""
 

@@ -17,24 +17,26 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
+from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
 
 
 class nnUNetTrainerExt(nnUNetTrainer):
     """nnU-Net's own training, with settings from the plans, exact resume and safe checkpoints.
 
-    Use it as the base of a trainer, or as ``-tr nnUNetTrainerExt`` where the stock augmentation, mirroring included, is
-    wanted. For organs with a left and a right use nnUNetTrainerExtNoMirror or nnUNetTrainerExtMirrorSwap.
+    Use it as the base of a trainer, or as ``-tr nnUNetTrainerExt`` where the stock augmentation, mirroring included,
+    is wanted. For organs with a left and a right use nnUNetTrainerExtNoMirror or nnUNetTrainerExtMirrorSwap.
 
     Every setting of ``settings.TrainerSettings`` may be a class attribute of a subclass or a key of the plans
-    block ``configurations.<name>.nnunet_ext``. A run that was killed and continued with ``--c`` ends with the same weights
-    as an undisturbed one, on the CPU with ``nnUNet_n_proc_DA=0``: every epoch is re-seeded, and the blur augmentation does
-    not choose its algorithm by a stop-watch.
+    block ``configurations.<name>.nnunet_ext``. A run that was killed and continued with ``--c`` ends with the same
+    weights as an undisturbed one, on the CPU with ``nnUNet_n_proc_DA=0``: every epoch is re-seeded, and the blur
+    augmentation does not choose its algorithm by a stop-watch.
 
     Raises:
         InputError: the plans block has an unknown key or a value of the wrong type.
     """
+
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -148,7 +150,17 @@ class nnUNetTrainerExt(nnUNetTrainer):
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         path = Path(filename)
+        if is_latest(path):
+            self._save_new_best(path)
         write_checkpoint(self.checkpoint_content(), path, previous_of(path) if is_latest(path) else None)
+
+    def _save_new_best(self, latest: Path) -> None:
+        """Note a new best before the latest is written, not after as stock, which lets a continued run forget it."""
+        score = self.logger.get_value("ema_fg_dice", step=-1)
+        if self._best_ema is None or score > self._best_ema:
+            self._best_ema = score
+            self.print_to_log_file(f"New best EMA pseudo Dice: {score:.4f}")
+            self.save_checkpoint(str(latest.with_name("checkpoint_best.pth")))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load a checkpoint without running code from it; a damaged latest one falls back to the last good one.
@@ -184,7 +196,9 @@ class nnUNetTrainerExt(nnUNetTrainer):
             try:
                 content = read_checkpoint(candidate, self.device)
             except DAMAGE as error:
-                self.print_to_log_file(f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one.")
+                self.print_to_log_file(
+                    f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one."
+                )
                 continue
             self.print_to_log_file(f"Continuing from {candidate.name}, epoch {content['current_epoch']}.")
             return content

@@ -13,7 +13,14 @@ import torch
 
 from nnunet_ext.io.atomic import atomic_path
 
-STOCK_NUMPY_GLOBALS = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+STOCK_NUMPY_GLOBALS: list[Any] = [
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # written under numpy 1
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
 """What a checkpoint of stock nnU-Net needs beyond tensors: its logged numpy scalars."""
 
 
@@ -49,7 +56,7 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
     """Read a checkpoint of ours, or a stock one, with ``weights_only=True``.
 
     Raises:
-        OSError, RuntimeError, pickle.UnpicklingError: unreadable; see is_damage.
+        OSError, RuntimeError, pickle.UnpicklingError: unreadable; ``DAMAGE`` lists what to catch.
     """
     with torch.serialization.safe_globals(STOCK_NUMPY_GLOBALS):
         content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)

@@ -255,7 +255,7 @@ def _threads(cores: int) -> Iterator[Finding]:
 
 
 def _processes(cores: int) -> Iterator[Finding]:
-    value = os.environ.get("nnUNet_def_n_proc", str(STOCK_PROCESSES))  # noqa: SIM112 (nnU-Net's own spelling)
+    value = os.environ.get("nnUNet_def_n_proc", str(STOCK_PROCESSES))
     if value.isdigit() and int(value) > cores:
         advice = f"export nnUNet_def_n_proc={cores}; each process imports torch first."
         yield Finding("warning", "nnUNet_def_n_proc", f"{value} worker processes on {cores} cores", advice)

@@ -1,6 +1,6 @@
 """Which array axis is left-right, and which mirrors are legal: derived from each case's direction cosines.
 
-Source: ALGORITHMS 4c. Mirroring an axis of a plane that is also rotated by 180° equals mirroring the other axis
+Mirroring an axis of a plane that is also rotated by 180° equals mirroring the other axis
 (flip_y ∘ R180 = flip_x), so forbidding the left-right axis alone is not enough inside nnU-Net.
 """
 

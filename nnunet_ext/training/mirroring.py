@@ -23,11 +23,12 @@ LIMITED_ROTATION_DEG = 15.0
 class nnUNetTrainerExtNoMirror(nnUNetTrainerExt):
     """Trains without left-right mirroring, wherever left-right lies in the arrays.
 
-    Use it when organs have a side. The left-right axis comes from the cases' direction cosines and the plans' transpose;
-    the anterior-posterior mirror is dropped as well where in-plane rotation reaches ±90° (flip_y ∘ R180 = flip_x), unless
-    ``limit_rotation`` keeps rotation at ±15°. The checkpoint carries the legal axes, so ``nnUNetv2_predict`` obeys.
+    Use it when organs have a side. The left-right axis comes from the cases' direction cosines and the plans'
+    transpose; the anterior-posterior mirror is dropped as well where in-plane rotation reaches ±90°
+    (flip_y ∘ R180 = flip_x), unless ``limit_rotation`` keeps rotation at ±15°. The checkpoint carries the legal
+    axes, so ``nnUNetv2_predict`` obeys.
 
-    Source: Combined U-Net, StructSeg 2019 ("no x mirroring for 2D and 3D"); the ±90° rule is ours (ALGORITHMS 4c).
+    Source: Combined U-Net, StructSeg 2019 ("no x mirroring for 2D and 3D"); the ±90° rule is ours.
 
     Raises:
         InputError: a case without orientation, more than 20° oblique, or cases that disagree; all named.
@@ -92,8 +93,8 @@ class nnUNetTrainerExtMirrorSwap(nnUNetTrainerExtNoMirror):
         pairs = swap_pairs(names)
         if not pairs:
             raise InputError(
-                f"dataset.json of {self.plans_manager.dataset_name} has no label pair ending in _L and _R; rename the labels, "
-                "list nnunet_ext.swap_pairs, or train with nnUNetTrainerExtNoMirror."
+                f"dataset.json of {self.plans_manager.dataset_name} has no label pair ending in _L and _R; "
+                "rename the labels, list nnunet_ext.swap_pairs, or train with nnUNetTrainerExtNoMirror."
             )
         return pairs
 

@@ -1,6 +1,6 @@
 """Train and validate one fold in this process, through nnU-Net's own entry point.
 
-``python -m nnunet_ext.training.run 102 3d_fullres 0 -tr nnUNetTrainerExtNoMirror -p nnUNetPlansExtCPU -device cpu`` does what
+``python -m nnunet_ext.training.run 102 2d 0 -tr nnUNetTrainerExtNoMirror -p nnUNetPlansExtCPU -device cpu`` does what
 ``nnUNetv2_train`` does, with our trainers visible and continuing where a killed run stopped.
 """
 
@@ -24,9 +24,7 @@ def main(dataset: str, configuration: str, fold: str, trainer: str, plans: str, 
     import torch
     from nnunetv2.run.run_training import run_training
 
-    run_training(
-        dataset, configuration, fold, trainer, plans, continue_training=True, device=torch.device(device)
-    )
+    run_training(dataset, configuration, fold, trainer, plans, continue_training=True, device=torch.device(device))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class MirrorSwapTransform(BasicTransform):
     Put it before the padding label is removed. All channels of the segmentation are swapped: channel 0 is the target, a
     cascade's channel 1 the previous stage.
 
-    Source: ALGORITHMS 4c.3.
+    Source: ours; the usual flip augmentation, made true for organs with a side.
 
     Args:
         lateral_axis: Spatial axis of the patch that runs left-right, counted without the channel.

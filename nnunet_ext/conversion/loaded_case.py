@@ -1,0 +1,33 @@
+"""A case as every converter hands it on: checked arrays in the canonical frame, in the dataset's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_ext.geometry import Grid
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case ready to be written.
+
+    Args:
+        images: One (Z, Y, X) float32 array per channel, LPS.
+        grid: Grid of all arrays.
+        labels: (Z, Y, X) in the dataset's numbers; None for a test case.
+        contoured: Numbers of the organs that somebody contoured; the others are unknown, not absent.
+        orientation: Axis codes of the source files.
+        notes: Repairs and drops, one sentence each.
+        kept: Organ name to the fraction of its voxels that survived a crop; empty where nothing was cropped.
+    """
+
+    images: tuple[NDArray[np.float32], ...]
+    grid: Grid
+    labels: NDArray[np.uint16] | None
+    contoured: tuple[int, ...]
+    orientation: str
+    notes: tuple[str, ...] = ()
+    kept: dict[str, float] = field(default_factory=dict)
