@@ -6,7 +6,7 @@ Source: AAPM TG-263 (Mayo et al. 2018): laterality is the suffix ``_L`` / ``_R``
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 SYNONYMS: dict[str, str] = {
     # OpenKBP's names
@@ -77,8 +77,15 @@ def swap_pairs(labels: Mapping[str, int]) -> list[tuple[int, int]]:
     ]
 
 
-def colour(name: str) -> tuple[float, float, float]:
-    """A stable RGB colour (0 to 1) for an organ; left and right get the same hue, right is darker."""
-    stem = name[:-2] if partner(name) else name
-    hue = (sum(ord(c) * (i + 1) * 37 for i, c in enumerate(stem)) % 997) / 997
-    return colorsys.hsv_to_rgb(hue, 0.85, 0.7 if name.endswith("_R") else 1.0)
+def colours(names: Iterable[str]) -> dict[str, tuple[float, float, float]]:
+    """RGB colours (0 to 1) that can be told apart; left and right share a hue, right is darker.
+
+    Hues follow the golden ratio in the order of the names, so neighbours in a table differ most.
+    """
+    hues: dict[str, float] = {}
+    found = {}
+    for name in names:
+        stem = name[:-2] if partner(name) else name
+        hue = hues.setdefault(stem, len(hues) * 0.618034 % 1.0)
+        found[name] = colorsys.hsv_to_rgb(hue, 0.85, 0.65 if name.endswith("_R") else 1.0)
+    return found

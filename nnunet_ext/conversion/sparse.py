@@ -25,7 +25,7 @@ Voxel = TypeVar("Voxel", bound=np.generic)
 SIDE = 128
 HU_OFFSET = 1024.0
 MIN_CONTEXT = 0.4
-"""Least area of a kept slice as a fraction of the median (our choice, on all public cases)."""
+"""Least area of a kept slice as a fraction of the median (the rule of the known NIfTI conversion)."""
 EMPTY_SLICE = 0.1
 """Our choice: slices below this fraction of the largest show only the blurred rim of the contours and are
 left out of the

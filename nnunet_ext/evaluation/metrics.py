@@ -1,7 +1,7 @@
 """DSC, HD95, ASSD and RVE of every organ of one case, with the empty cases decided first.
 
-Our definitions, because the field has several for each name. They are data (``DEFINITIONS``) and are printed with every table, because
-other tools give other numbers under the same names.
+The definitions are data (``DEFINITIONS``) and are printed with every table, because other tools give other numbers
+under the same names.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.geometry import Grid, body_axis
 from nnunet_ext.io.atomic import atomic_path
-from nnunet_ext.labels import colour
+from nnunet_ext.labels import colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,16 +156,17 @@ def _draw_image(ax: Axes, pixels: NDArray[Any], spacing_mm: tuple[float, ...], w
 
 
 def _draw_lines(ax: Axes, labels: Labels, organs: Mapping[str, int], line: str) -> None:
+    palette = colours(organs)
     for name, value in organs.items():
         mask = labels == value
         if mask.any() and not mask.all():
-            ax.contour(mask, levels=[0.5], colors=[colour(name)], linestyles=[line], linewidths=1.3)
+            ax.contour(mask, levels=[0.5], colors=[palette[name]], linestyles=[line], linewidths=1.3)
 
 
 def _draw_legend(figure: Figure, organs: Mapping[str, int], names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour(organ), label=organ) for organ in organs]
+    handles = [Line2D([], [], color=rgb, label=organ) for organ, rgb in colours(organs).items()]
     handles += [Line2D([], [], color="black", linestyle=_line(name), label=name) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=9)
 

@@ -1,0 +1,29 @@
+import itertools
+
+import pytest
+
+from nnunet_ext.labels import colours, partner, swap_pairs, tg263_name
+from nnunet_ext.phantom import ORGANS
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("LeftParotid", "Parotid_L"), ("RightParotid", "Parotid_R"), ("spinal cord", "SpinalCord"), ("Rind", "Rind")],
+)
+def test_known_spellings_become_tg263_names_and_unknown_ones_stay(spelling, name):
+    assert tg263_name(spelling) == name
+
+
+def test_partner_is_an_involution_on_paired_names():
+    for name in ("Eye_L", "Parotid_R"):
+        assert partner(partner(name)) == name
+    assert partner("Brainstem") is None
+
+
+def test_pairs_are_left_then_right_whatever_the_order_of_the_table():
+    assert swap_pairs({"Eye_R": 1, "Eye_L": 2, "Cord": 3, "Lens_L": 4}) == [(2, 1)]
+
+
+def test_colours_of_organs_can_be_told_apart():
+    for a, b in itertools.combinations(colours(ORGANS).values(), 2):
+        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) > 0.15
