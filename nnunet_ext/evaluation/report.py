@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from nnunet_ext.evaluation.metrics import DEFINITIONS, METRICS, OrganScore
+from nnunet_ext.io.atomic import without_nan
 
 COLUMNS = ("case", "label", "organ", "status", *METRICS)
 Scores = Mapping[str, Sequence[OrganScore]]
@@ -105,7 +106,7 @@ def json_content(scores: Scores) -> dict[str, Any]:
         "organs": organs,
         "cases": {case: [asdict(row) for row in rows] for case, rows in scores.items()},
     }
-    cleaned: dict[str, Any] = _without_nan(content)
+    cleaned: dict[str, Any] = without_nan(content)
     return cleaned
 
 
@@ -156,11 +157,3 @@ def _pm(value: Spread, digits: int, sign: str = "") -> str:
 
 def _field(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -31,7 +31,8 @@ def dataset_name(dataset_id: int) -> str:
     try:
         return str(convert_id_to_dataset_name(dataset_id))
     except RuntimeError as error:
-        raise InputError(f"dataset {dataset_id}: {error}; run `nnunet-ext convert` first.") from error
+        reason = str(error).split(". ")[0]
+        raise InputError(f"{reason}; convert it first (nnunet-ext convert), under exactly one name.") from error
 
 
 def make_fingerprint(dataset_id: int, processes: int) -> Path:

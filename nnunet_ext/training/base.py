@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.io.atomic import atomic_path
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
-from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
+from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
+
+RANK_STRIDE = 100_003
+"""Distance between the seeds of two ranks; more than any number of epochs."""
 
 
 class nnUNetTrainerExt(nnUNetTrainer):
@@ -62,7 +67,8 @@ class nnUNetTrainerExt(nnUNetTrainer):
     # --- the same numbers every time ---------------------------------------------------------------------------------
 
     def seed_everything(self, seed: int) -> None:
-        """Seed python, numpy and torch (all devices)."""
+        """Seed python, numpy and torch (all devices); every rank of a distributed training draws other patches."""
+        seed += RANK_STRIDE * self.local_rank
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (nnU-Net's loader draws from numpy's global state)
         torch.manual_seed(seed)
@@ -73,8 +79,9 @@ class nnUNetTrainerExt(nnUNetTrainer):
         super().initialize()
 
     def on_epoch_start(self) -> None:
-        """Start epoch ``e`` from ``seed + e``, so that a resumed run draws the same patches."""
+        """Start epoch ``e`` as a resumed run does: from ``seed + e`` and the logged numbers of a checkpoint."""
         self.seed_everything(self.settings.seed + self.current_epoch)
+        self.logger.load_checkpoint(plain(self.logger.get_checkpoint()))  # float32 scalars would round otherwise
         super().on_epoch_start()
 
     # --- optimiser ---------------------------------------------------------------------------------------------------
@@ -200,6 +207,9 @@ class nnUNetTrainerExt(nnUNetTrainer):
                     f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one."
                 )
                 continue
+            if candidate != path:  # else the next save would keep the damaged file as its fall-back
+                with atomic_path(path) as temporary:
+                    shutil.copyfile(candidate, temporary)
             self.print_to_log_file(f"Continuing from {candidate.name}, epoch {content['current_epoch']}.")
             return content
         raise InputError(f"{path} is damaged and no older checkpoint can be read; delete it and train this fold again.")

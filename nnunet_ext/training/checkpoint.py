@@ -18,8 +18,8 @@ STOCK_NUMPY_GLOBALS: list[Any] = [
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # written under numpy 1
     np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
+    *(np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Float16DType),
+    *(np.dtypes.Int64DType, np.dtypes.Int32DType, np.dtypes.BoolDType),
 ]
 """What a checkpoint of stock nnU-Net needs beyond tensors: its logged numpy scalars."""
 
@@ -53,11 +53,17 @@ def write_checkpoint(content: dict[str, Any], path: Path, keep_previous: Path | 
 
 
 def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of ours, or a stock one, with ``weights_only=True``.
+    """Read a checkpoint of ours, or a stock one, with ``weights_only=True`` and every byte checked.
+
+    torch.load looks at no checksum, so weights that a disk has zeroed would be taken for weights.
 
     Raises:
-        OSError, RuntimeError, pickle.UnpicklingError: unreadable; ``DAMAGE`` lists what to catch.
+        OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile: unreadable; ``DAMAGE`` lists what to catch.
     """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if spoiled := archive.testzip():
+                raise zipfile.BadZipFile(f"{path}: the checksum of {spoiled} is wrong")
     with torch.serialization.safe_globals(STOCK_NUMPY_GLOBALS):
         content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     return content
