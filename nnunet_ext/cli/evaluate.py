@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from nnunet_ext.errors import InputError
+
 
 @click.command(name="evaluate", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-p", "--predictions", type=Path, required=True, help="Folder with the label maps to judge.")
@@ -29,6 +31,14 @@ def command(
 
     dataset_json = dataset_json or find_dataset_json(predictions, references)
     dataset = read_organs(dataset_json)
+    own = predictions / "dataset.json"  # nnunet-ext predict and nnU-Net leave one that numbers the organs of the maps
+    if own.is_file():
+        numbers = read_organs(own).organs
+        other_number = [o for o, n in dataset.organs.items() if numbers.get(o, n) != n]
+        if other_number:
+            raise InputError(
+                f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of the two folders."
+            )
     present = present or default_present(dataset_json)
     contoured = read_present(present) if present else None
     if other is None:

@@ -21,9 +21,11 @@ def command(recipe: str, source: Path, output: Path, folds: tuple[int, ...], dev
     Run it again after an interruption: finished cases are kept. Exit code 3 when some cases failed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost five times the CPU
-    from nnunet_ext.recipe.predict import Composed, predict_folder
     from nnunet_ext.recipe.schema import Recipe
 
-    composed = Composed.load(Recipe.load(recipe), folds or None, device)
+    page = Recipe.load(recipe)  # a wrong name is answered before torch is loaded
+    from nnunet_ext.recipe.predict import Composed, predict_folder
+
+    composed = Composed.load(page, folds or None, device)
     predict_folder(composed, source, output, (lambda line: None) if quiet else click.echo)
     click.echo(f"written: {output}; next: nnunet-ext evaluate -p {output} -r REFERENCE -o {output / 'evaluation'}")

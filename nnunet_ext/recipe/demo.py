@@ -82,10 +82,14 @@ def run(source: Source, output: Path, say: Callable[[str], None], recipe: Recipe
     recipe = recipe or fitted_recipe(split.training)
     raw = Path(os.environ["nnUNet_raw"])
     if not (raw / f"Dataset{recipe.dataset:03d}_Demo" / "dataset.json").exists():
-        convert(split.training, raw, recipe.dataset, "Demo", folds=len(recipe.folds), quiet=True)
+        done = convert(split.training, raw, recipe.dataset, "Demo", folds=len(recipe.folds), quiet=True)
+        for name, cause in done.failed.items():
+            say(f"{name} is left out: {cause}")
+    for case in split.unseen:  # before training, so that a bad file is named now and not after it
+        _copy_unseen(case, source, output)
     say(f"{len(split.training.cases)} cases to train on, {len(split.unseen)} kept unseen")
     train(recipe, default_at_once(recipe), say)
-    _judge(recipe, split, source, output, say)
+    _judge(recipe, split, output, say)
     say(f"cross-validation, fusion table, logs: {result_folder(recipe)}")
     say(f"unseen cases: {output / 'predictions'}, scores: {output / 'evaluation'}, picture: {output / 'overlay.png'}")
     say("next, on your own contours: nnunet-ext convert nifti FOLDER -d 102 --labels ..., then nnunet-ext train RECIPE")
@@ -141,10 +145,8 @@ def _smallest_organ(source: Source) -> tuple[str, Sequence[float]]:
     return smallest, np.max(extents[smallest], axis=0).tolist()
 
 
-def _judge(recipe: Recipe, split: Split, source: Source, output: Path, say: Callable[[str], None]) -> None:
+def _judge(recipe: Recipe, split: Split, output: Path, say: Callable[[str], None]) -> None:
     """Predict, evaluate and draw the unseen cases."""
-    for case in split.unseen:
-        _copy_unseen(case, source, output)
     composed = Composed.load(recipe)
     predict_folder(composed, output / "unseen" / "images", output / "predictions", say)
     organs: Mapping[str, int] = composed.table.organs

@@ -69,7 +69,7 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
             trained on data in our canonical orientation.
     """
     expose_trainers()
-    plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    plans, dataset_json = _description(folder / "plans.json"), _description(folder / "dataset.json")
     contents = [_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds]
     manager = PlansManager(plans)
     configuration = manager.get_configuration(contents[0]["init_args"]["configuration"])
@@ -95,6 +95,13 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
                                     contents[0]["inference_allowed_mirroring_axes"])  # fmt: skip
     digest = "-".join(sha256_of(folder / f"fold_{fold}" / CHECKPOINT)[:16] for fold in folds)
     return LoadedModel(predictor, label_numbers(dataset_json), digest)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); copy the model again.") from error
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Places:
         Raises:
             InputError: no dataset has this number, or several have.
         """
-        found = sorted({p.name for root in (self.raw, self.preprocessed) for p in root.glob(f"Dataset{number:03d}_*")})
+        roots = (self.raw, self.preprocessed, self.results)
+        found = sorted({p.name for root in roots for p in root.glob(f"Dataset{number:03d}_*")})
         if len(found) != 1:
             what = f"{len(found)} datasets have" if found else "no dataset has"
             raise InputError(
@@ -103,8 +104,15 @@ class Places:
         raise InputError(f"{self.raw / dataset} has no dataset.json; its conversion was not finished, run it again.")
 
     def sidecar(self, model: str) -> Mapping[str, Any]:
-        """regions.json of a region model's dataset."""
-        content: Mapping[str, Any] = read_json(self.raw / self.region_name(model) / SIDECAR)
+        """regions.json of a region model's dataset.
+
+        Raises:
+            InputError: it is missing; neither selection nor prediction can place the region without it.
+        """
+        path = self.raw / self.region_name(model) / SIDECAR
+        if not path.exists():
+            raise InputError(f"{path} is missing; `nnunet-ext train` cuts the regions of model {model}.")
+        content: Mapping[str, Any] = read_json(path)
         return content
 
     def full_frame(self, model: str, fold: int) -> Path:

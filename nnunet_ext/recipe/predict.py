@@ -82,8 +82,9 @@ class Composed:
         names = needed_models(recipe, table.owners)
         models = {n: load_model(places.model_folder(n), folds or recipe.folds, device or recipe.device) for n in names}
         regions = [n for n in names if recipe.models[n].region is not None]
-        positions = {n: places.sidecar(n)["position_in_body"] for n in regions}
-        channels = places.dataset_json(places.dataset_name(recipe.dataset))["channel_names"]
+        described = {n: read_json(places.model_folder(n) / "dataset.json") for n in names}
+        positions = {n: described[n]["nnunet_ext"]["position_in_body"] for n in regions}
+        channels = described[names[0]]["channel_names"]
         return cls(recipe, table, [channels[key] for key in sorted(channels, key=int)], models, positions)
 
     def predict(self, images: NDArray[np.float32], grid: Grid) -> tuple[Labels, dict[str, Any]]:
@@ -100,16 +101,17 @@ class Composed:
             run.add(name)
         fused = fuse_labels({name: run.maps[name] for name in self.table.owners}, self.table)
         sides = check_laterality(fused.labels, lps_grid, swap_pairs(dict(self.table.organs)))
+        missing = [organ for organ, number in self.table.organs.items() if not (fused.labels == number).any()]
         report = {
             "owner": dict(self.table.owner),
             "regions": run.regions,
             "laterality": [asdict(side) for side in sides],
             "contested_voxels": fused.contested,
-            "missing_organs": [o for o, n in self.table.organs.items() if not (fused.labels == n).any()],
+            "missing_organs": missing,
             "volumes_ml": {
                 o: round(int((fused.labels == n).sum()) * grid.voxel_ml, 3) for o, n in self.table.organs.items()
             },
-            "warnings": run.warnings(sides),
+            "warnings": [*(f"{o} was not found" for o in missing), *run.warnings(sides)],
             "seconds": run.seconds,
         }
         return from_lps(fused.labels, grid), report

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.fusion.rules import FusionTable
@@ -22,6 +23,17 @@ from nnunet_ext.roi.derivation import retention_lines
 from nnunet_ext.roi.provenance import FILE_ENDING
 
 MANIFEST = "nnunet_ext_job.json"
+PREPROCESSING = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+"""What of a configuration decides its preprocessed data."""
 Say = Callable[[str], None]
 
 
@@ -47,6 +59,8 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
             places.validation_cases(fold)  # a fold that does not exist is refused now, not after preprocessing
         for stage in _stages(recipe):
             for name in stage:
+                _forget_other_plans(places, name)
+            for name in stage:
                 with (places.summary / "planning.log").open("a") as log, contextlib.redirect_stdout(log):
                     _prepare(places, name, say)
             jobs = [job for name in stage for job in _open_jobs(places, name, say)]
@@ -69,6 +83,28 @@ def _stages(recipe: Recipe) -> Iterator[list[str]]:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
+def _forget_other_plans(places: Places, name: str) -> None:
+    """Remove plans that were made for another page: a choice that the page no longer states must not linger in them."""
+    plans, asked = _plans_file(places, name), _asked(places, name)
+    if asked.exists() and read_json(asked) != _wish(places.recipe.models[name]):
+        plans.unlink(missing_ok=True)
+
+
+def _plans_file(places: Places, name: str) -> Path:
+    return places.preprocessed / places.dataset_of(name) / f"{places.recipe.models[name].plans}.json"
+
+
+def _asked(places: Places, name: str) -> Path:
+    model = places.recipe.models[name]
+    return _plans_file(places, name).with_name(f"{model.plans}_{model.configuration}_asked.json")
+
+
+def _wish(model: Model) -> dict[str, Any]:
+    """What the page says about the plans of a model, as JSON gives it back."""
+    content = {"planning": model.planning.model_dump(), "settings": model.settings}
+    return dict(json.loads(json.dumps(content)))
+
+
 def _prepare(places: Places, name: str, say: Say) -> None:
     """Dataset, fingerprint, plans and preprocessed data of a model, as far as they are missing."""
     from nnunet_ext.planning import plan  # torch and nnU-Net: seconds
@@ -77,15 +113,15 @@ def _prepare(places: Places, name: str, say: Say) -> None:
     if model.region is not None:
         _derive(places, name, say)
     dataset = places.dataset_of(name)
-    folder = places.preprocessed / dataset
     processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
     plan.make_fingerprint(model.dataset, processes)
-    if not (folder / f"{model.plans}.json").exists():
+    if not _plans_file(places, name).exists():
         say(f"planning {dataset}")
         plan.make_plans(model.dataset, model.planning.preset, axial=model.planning.axial, gpu_gb=model.planning.gpu_gb,
                         plans_name=model.plans)  # fmt: skip
     plan.override(model.dataset, model.plans, model.configuration, model.planning.model_dump())
     plan.write_settings(model.dataset, model.plans, model.configuration, model.settings)
+    write_json(_asked(places, name), _wish(model))
     _preprocess(places, dataset, model, processes, say)
 
 
@@ -95,17 +131,20 @@ def _preprocess(places: Places, dataset: str, model: Model, processes: int, say:
     folder = places.preprocessed / dataset
     plans = read_json(folder / f"{model.plans}.json")
     data = folder / plans["configurations"][model.configuration]["data_identifier"]
-    expected = sorted(
+    cases = sorted(
         p.name.removesuffix(FILE_ENDING) for p in (places.raw / dataset / "labelsTr").glob(f"*{FILE_ENDING}")
     )
+    decides = [plans["configurations"][model.configuration].get(key) for key in PREPROCESSING]
+    decides += [plans["transpose_forward"], plans.get("foreground_intensity_properties_per_channel")]
+    expected = {"cases": cases, "digest": _digest(decides)}
     manifest = folder / f"{data.name}_cases.json"  # beside the data: nnU-Net wants one file type inside
     if manifest.exists() and read_json(manifest) == expected:
         return
     say(f"preprocessing {dataset}, {model.configuration}")
     plan.preprocess(model.dataset, model.plans, [model.configuration], processes)
     done = {p.stem for p in data.glob("*.pkl")}
-    if set(expected) - done:
-        raise InputError(f"{data} lacks {', '.join(sorted(set(expected) - done)[:5])} after preprocessing; run again.")
+    if set(cases) - done:
+        raise InputError(f"{data} lacks {', '.join(sorted(set(cases) - done)[:5])} after preprocessing; run again.")
     write_json(manifest, expected)
 
 
@@ -162,6 +201,10 @@ def fold_digest(places: Places, name: str, fold: int) -> str:
         places.dataset_json(dataset)["labels"],
         places.splits(dataset)[fold],
     ]
+    return _digest(content)
+
+
+def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

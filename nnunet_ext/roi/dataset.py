@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ def derive_dataset(
     cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (source / "labelsTr").glob(f"*{FILE_ENDING}"))
     held_out = {loc.name: held_out_predictions(loc.folder, loc.splits, cases, loc.validation) for loc in locators}
     wanted = [labels[organ] for organ in region.organs]
-    position = _mean_position(source, cases, wanted) if locators else (0.5, 0.5, 0.5)
+    position = (0.5, 0.5, 0.5) if region.source == CENTRE else _mean_position(source, cases, wanted)
+    for leftover in (target / "imagesTr", target / "labelsTr"):  # of an interrupted derivation
+        shutil.rmtree(leftover, ignore_errors=True)
     derived = Derived()
     for case in progress(cases):
         _derive_case(source, target, case, region, labels, _Finder(locators, held_out, position, wanted), derived)

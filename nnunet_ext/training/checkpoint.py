@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ def write_checkpoint(content: dict[str, Any], path: Path, keep_previous: Path | 
         torch.save(plain(content), temporary)
         if keep_previous is not None and path.exists():
             keep_previous.unlink(missing_ok=True)
-            os.link(path, keep_previous)
+            try:
+                os.link(path, keep_previous)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, keep_previous)
 
 
 def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:

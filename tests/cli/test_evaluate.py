@@ -111,3 +111,18 @@ def test_the_whole_verb_loads_neither_torch_nor_the_statistics(dataset: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=dataset, capture_output=True, text=True)
     assert done.stdout == "0 []\n", done.stderr
+
+
+def test_maps_that_number_an_organ_differently_are_refused_and_never_scored(dataset: Path) -> None:
+    page = {"labels": {"background": 0, "Cord": 1, "Brainstem": 2}}
+    (dataset / "predictions" / "dataset.json").write_text(json.dumps(page))
+    result = run(dataset)
+    assert isinstance(result.exception, InputError)
+    assert "number Brainstem differently" in str(result.exception)
+    assert not (dataset / "out").exists()
+
+
+def test_maps_that_number_the_organs_alike_are_scored(dataset: Path) -> None:
+    page = {"labels": {"background": 0, "Brainstem": 1, "Cord": 2}}
+    (dataset / "predictions" / "dataset.json").write_text(json.dumps(page))
+    assert run(dataset).exit_code == 0
