@@ -37,7 +37,7 @@ def command(
         other_number = [o for o, n in dataset.organs.items() if numbers.get(o, n) != n]
         if other_number:
             raise InputError(
-                f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of the two folders."
+                f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of them."
             )
     present = present or default_present(dataset_json)
     contoured = read_present(present) if present else None

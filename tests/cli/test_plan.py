@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from nnunet_ext.cli.plan import command
+
+
+def nnunet_ext(world: SimpleNamespace, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a fresh process, on the tiny world of tests/conftest.py."""
+    command_line = [sys.executable, "-m", "nnunet_ext.cli", *arguments]
+    return subprocess.run(command_line, env=world.environment, capture_output=True, text=True)
+
+
+def test_plans_are_written_and_preprocessed_as_asked_and_the_next_command_is_named(world: SimpleNamespace) -> None:
+    done = nnunet_ext(world, "plan", "-d", "901", "--preset", "cpu", "-p", "Mine", "-c", "2d", "-np", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        "plans Mine are ready; next: nnunet-ext train RECIPE, or nnUNetv2_train 901 3d_fullres 0 -p Mine"
+    )
+    plans = json.loads((world.preprocessed / "Mine.json").read_text())
+    assert plans["transpose_forward"][0] == 0
+    assert plans["configurations"]["2d"]["nnunet_ext"]["optimizer"] == "AdamW"
+    data = world.preprocessed / plans["configurations"]["2d"]["data_identifier"]
+    assert sorted(path.stem for path in data.glob("*.pkl")) == world.cases
+    assert not (world.preprocessed / plans["configurations"]["3d_fullres"]["data_identifier"]).exists()
+
+
+def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(world: SimpleNamespace) -> None:
+    done = nnunet_ext(world, "plan", "-d", "99")
+    assert done.returncode == 2
+    assert done.stderr.startswith("nnunet-ext: ")
+    assert "99" in done.stderr
+    assert "nnunet-ext convert" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["-d", "eleven"], ["-d", "11", "--preset", "gpu"], ["-d", "11", "--gpu-gb", "much"]]
+)
+def test_wrong_options_are_usage_errors(options: list[str]) -> None:
+    assert CliRunner().invoke(command, options).exit_code == 2
+
+
+def test_help_names_every_option() -> None:
+    text = CliRunner().invoke(command, ["--help"]).output
+    for option in ("-d", "--preset", "--axial / --no-axial", "-c", "--gpu-gb", "-p", "-np", "--no-pp"):
+        assert option in text

@@ -1,0 +1,102 @@
+"""``train``, ``select`` and ``predict``: what they say and end with before any network is loaded."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+RECIPE = {
+    "name": "drawn",
+    "title": "Drawn.",
+    "dataset": 11,
+    "organs": ["Brainstem"],
+    "folds": [0, 1],
+    "device": "cpu",
+    "models": {"2d": {"dataset": 11, "configuration": "2d"}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """nnU-Net's folders with dataset 11 (no images), and drawn.yaml."""
+    dataset = tmp_path / "raw" / "Dataset011_Drawn"
+    for path in (dataset, tmp_path / "preprocessed", tmp_path / "results", tmp_path / "IN"):
+        path.mkdir(parents=True)
+    (dataset / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "Brainstem": 1}}))
+    splits = [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]
+    (dataset / "splits_final.json").write_text(json.dumps(splits))
+    (tmp_path / "drawn.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, code: int = 2, **roots: str) -> str:
+    """What the command writes to stderr, after its exit code was judged."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
+    here = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+    done = subprocess.run(
+        [sys.executable, "-m", "nnunet_ext.cli", *arguments],
+        cwd=folder,
+        env={**kept, **here, **roots},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+PREDICT = ("predict", "drawn.yaml", "-i", "IN", "-o", "OUT")
+
+
+@pytest.mark.parametrize("verb", [("train", "other"), ("select", "other"), ("predict", "other", "-i", "a", "-o", "b")])
+def test_an_unknown_recipe_is_refused_with_the_names_of_the_published_ones(folder: Path, verb: tuple[str, ...]) -> None:
+    message = run(folder, *verb)
+    assert "nnunet-ext: no recipe other" in message
+    assert "structseg2019_han" in message
+
+
+def test_predicting_with_an_untrained_recipe_says_what_to_run(folder: Path) -> None:
+    assert "fusion.json is missing; run `nnunet-ext train` for recipe drawn first" in run(folder, *PREDICT)
+    assert not (folder / "OUT").exists()
+
+
+def test_selecting_before_training_names_model_and_fold(folder: Path) -> None:
+    assert "finishes model 2d, fold 0" in run(folder, "select", "drawn.yaml")
+
+
+def test_training_a_fold_that_does_not_exist_is_refused_before_anything_is_planned(folder: Path) -> None:
+    (folder / "drawn.yaml").write_text(yaml.safe_dump({**RECIPE, "folds": [0, 5]}))
+    message = run(folder, "train", "drawn.yaml")
+    assert "fold 5 of recipe drawn does not exist, the dataset has 2" in message
+    assert not any((folder / "preprocessed").iterdir())
+
+
+def test_training_without_the_dataset_names_the_command_that_writes_it(folder: Path) -> None:
+    (folder / "raw" / "Dataset011_Drawn").rename(folder / "raw" / "Dataset012_Drawn")
+    assert "`nnunet-ext convert SOURCE FOLDER -d 11` writes one" in run(folder, "train", "drawn.yaml")
+
+
+def test_a_second_training_of_the_same_recipe_ends_with_exit_code_75(folder: Path) -> None:
+    summary = folder / "results" / "recipes" / "drawn"
+    summary.mkdir(parents=True)
+    with (summary / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert "another process works in" in run(folder, "train", "drawn.yaml", code=75)
+
+
+def test_a_variable_that_is_not_set_is_named(folder: Path) -> None:
+    assert "nnUNet_results is not set" in run(folder, "select", "drawn.yaml", nnUNet_results="")
+
+
+@pytest.mark.parametrize(
+    "options", [("train",), ("train", "drawn.yaml", "--jobs", "0"), PREDICT[:4], (*PREDICT, "-device", "tpu")]
+)
+def test_wrong_options_are_usage_errors(folder: Path, options: tuple[str, ...]) -> None:
+    assert "Usage: nnunet-ext" in run(folder, *options)

@@ -1,0 +1,477 @@
+"""The pipeline around the networks, with a model that reads the labels off the image: everything must be exact."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from nnunet_ext.conversion.orientation import from_lps, to_lps
+from nnunet_ext.errors import BusyError, CasesFailedError, InputError
+from nnunet_ext.fusion.rules import FusionTable
+from nnunet_ext.geometry import Box, Grid, grid_difference
+from nnunet_ext.io.nifti import read_labels, write_image, write_labels
+from nnunet_ext.recipe.predict import Composed, needed_models, predict_folder
+from nnunet_ext.recipe.schema import Recipe
+
+ORGANS = {"Brainstem": 1, "Parotid_L": 2, "Parotid_R": 3}
+AIR_HU, HU_PER_LABEL = -1000.0, 100.0
+SPACING_MM = (3.0, 1.0, 1.0)
+SHAPE = (9, 20, 31)
+
+Labels = NDArray[np.uint8]
+Read = Callable[[NDArray[np.float32]], NDArray[np.integer]]
+
+
+def image_of(labels: Labels) -> NDArray[np.float32]:
+    """A body of 0 HU in air, each label 100 HU brighter than the last."""
+    body = np.full(labels.shape, AIR_HU, np.float32)
+    body[1:-1, 2:-2, 2:-2] = 0
+    return np.where(labels > 0, labels * HU_PER_LABEL, body).astype(np.float32)
+
+
+def threshold(images: NDArray[np.float32]) -> NDArray[np.integer]:
+    return np.clip(np.rint(images[0] / HU_PER_LABEL), 0, len(ORGANS)).astype(np.uint8)
+
+
+def nothing(images: NDArray[np.float32]) -> NDArray[np.integer]:
+    return np.zeros(images.shape[1:], np.uint8)
+
+
+@dataclass
+class FakeModel:
+    """Stands for a LoadedModel: labels from intensities, and a list of the shapes that it was given."""
+
+    read: Read = threshold
+    labels: dict[str, int] = field(default_factory=lambda: dict(ORGANS))
+    digest: str = "0123"
+    median_mm: Sequence[float] = SPACING_MM
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def predictor(self) -> Any:
+        plans = {"original_median_spacing_after_transp": list(self.median_mm)}
+        return SimpleNamespace(plans_manager=SimpleNamespace(plans=plans))
+
+    def predict(self, images: NDArray[np.float32], spacing_mm: Sequence[float]) -> NDArray[np.integer]:
+        self.seen.append(images.shape)
+        return self.read(images)
+
+
+def only_brainstem(images: NDArray[np.float32]) -> NDArray[np.integer]:
+    return (threshold(images) == ORGANS["Brainstem"]).astype(np.uint8)
+
+
+def composed(
+    size_vox: tuple[int, int, int] = (5, 7, 9), channels: Sequence[str] = ("CT",), **models: FakeModel
+) -> Composed:
+    """2d owns the parotids, small owns the brainstem, 3d only helps to find it."""
+    region = {"organs": ["Brainstem"], "from": "2d", "fallback": ["3d"], "size_vox": size_vox}
+    recipe = Recipe.model_validate(
+        {
+            "name": "drawn",
+            "title": "Drawn.",
+            "dataset": 11,
+            "organs": list(ORGANS),
+            "device": "cpu",
+            "models": {
+                "2d": {"dataset": 11, "configuration": "2d"},
+                "3d": {"dataset": 11, "configuration": "3d_fullres"},
+                "small": {"dataset": 12, "configuration": "3d_fullres", "region": region},
+            },
+        }
+    )
+    owner = {"Brainstem": "small", "Parotid_L": "2d", "Parotid_R": "2d"}
+    known = {"2d": ORGANS, "3d": ORGANS, "small": {"Brainstem": 1}}
+    table = FusionTable(ORGANS, owner, known, list(ORGANS))
+    small = FakeModel(only_brainstem, {"Brainstem": 1})
+    loaded: dict[str, Any] = {"2d": FakeModel(), "3d": FakeModel(), "small": small} | models
+    return Composed(recipe, table, channels, loaded, {"small": (0.5, 0.5, 0.5)})
+
+
+def patient(shape: tuple[int, int, int] = SHAPE, corner: tuple[int, int, int] = (3, 8, 14)) -> Labels:
+    """LPS labels: a brainstem of 3 × 4 × 4 voxels, the left parotid at large x, the right one at small x."""
+    labels = np.zeros(shape, np.uint8)
+    z, y, x = corner
+    labels[4:7, 6:12, -7:-3] = ORGANS["Parotid_L"]
+    labels[4:7, 6:12, 3:6] = ORGANS["Parotid_R"]
+    labels[z : z + 3, y : y + 4, x : x + 4] = ORGANS["Brainstem"]
+    return labels
+
+
+def direction_of(matrix: NDArray[np.floating]) -> tuple[float, ...]:
+    return tuple(float(v) for v in np.asarray(matrix).ravel())
+
+
+LPS, RAS = np.eye(3), np.diag([-1.0, -1.0, 1.0])
+PERMUTED = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
+"""Sagittal slices, stored from the right, upside down; the columns are the index axes."""
+OBLIQUE = Rotation.from_euler("xyz", [12, -8, 15], degrees=True).as_matrix()
+GRIDS = {
+    "LPS": LPS,
+    "RAS": RAS,
+    "feet first": np.diag([1.0, -1.0, -1.0]),
+    "permuted": PERMUTED,
+    "oblique": OBLIQUE,
+    "oblique and permuted": OBLIQUE @ PERMUTED,
+}
+
+
+def stored(labels: Labels, matrix: NDArray[np.floating]) -> tuple[Labels, Grid]:
+    """LPS labels as a file in another orientation stores them, and its grid (3 mm along the body)."""
+    nearest = np.rint(matrix / np.abs(matrix).max(axis=0))
+    along = np.abs(nearest).argmax(axis=0)  # index axis x, y, z -> patient axis
+    size, spacing = labels.shape[::-1], SPACING_MM[::-1]
+    x, y, z = (size[a] for a in along)
+    sx, sy, sz = (spacing[a] for a in along)
+    grid = Grid((z, y, x), (sz, sy, sx), (-50.0, 20.0, 300.0), direction_of(matrix))
+    return from_lps(labels, grid), grid
+
+
+@pytest.mark.parametrize("matrix", GRIDS.values(), ids=GRIDS.keys())
+def test_an_identity_model_gives_the_labels_back_bit_by_bit_whatever_the_orientation(
+    matrix: NDArray[np.floating],
+) -> None:
+    labels, grid = stored(patient(), matrix)
+    found, report = composed().predict(image_of(labels)[None], grid)
+    np.testing.assert_array_equal(found, labels)
+    assert found.shape == grid.shape
+    assert report["regions"]["small"]["rung"] == "located"
+    assert (report["missing_organs"], report["warnings"], report["contested_voxels"]) == ([], [], {})
+    assert all(side["judged"] and side["plausible"] for side in report["laterality"])
+
+
+def test_the_drawn_orientations_are_different_and_hold_the_same_patient() -> None:
+    arrays = [stored(patient(), matrix) for matrix in GRIDS.values()]
+    assert len({array.tobytes() + bytes(array.shape) for array, _ in arrays}) == 4
+    for array, grid in arrays:
+        np.testing.assert_array_equal(to_lps(array, grid)[0], patient())
+
+
+@pytest.mark.parametrize("shape", [(7, 13, 19), (5, 40, 21), (21, 15, 17)])
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (1.5, 0.7, 0.9), (0.8, 2.5, 2.5)])
+def test_odd_and_anisotropic_grids_come_back_exactly(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    labels = patient(shape, (1, 3, 8))
+    found, _ = composed().predict(image_of(labels)[None], Grid(shape, spacing))
+    np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (6, 16, 8), (0, 16, 8)])
+def test_a_region_at_the_border_is_padded_and_loses_nothing(corner: tuple[int, int, int]) -> None:
+    labels = patient(corner=corner)
+    model = composed()
+    found, report = model.predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    np.testing.assert_array_equal(found, labels)
+    region = report["regions"]["small"]
+    assert min(region["start"]) < 0 or any(b > n for b, n in zip(region["stop"], SHAPE, strict=True))
+    assert model.models["small"].seen == [(1, 5, 7, 9)]  # type: ignore[attr-defined]
+
+
+def test_outside_the_image_the_region_model_sees_air_and_zero_in_other_channels() -> None:
+    seen: list[NDArray[np.float32]] = []
+
+    def remember(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        seen.append(images)
+        return only_brainstem(images)
+
+    labels = patient(corner=(0, 0, 0))
+    images = np.stack([image_of(labels), np.full(SHAPE, 7, np.float32)])
+    model = composed(channels=("CT", "MR"), small=FakeModel(remember, {"Brainstem": 1}))
+    model.predict(images, Grid(SHAPE, SPACING_MM))
+    assert (seen[0][0, 0, 0, 0], seen[0][1, 0, 0, 0]) == (-1024, 0)
+    assert set(np.unique(seen[0][1])) == {0, 7}
+
+
+def test_a_contour_at_the_edge_of_its_region_is_reported_as_possibly_cut_off() -> None:
+    labels = patient()
+    found, report = composed(size_vox=(3, 3, 3)).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    assert report["regions"]["small"]["touches_border"]
+    assert "region of small: a contour touches its border and may be cut off" in report["warnings"]
+    assert 0 < (found == 1).sum() < (labels == 1).sum()
+
+
+def test_an_organ_that_the_locator_misses_is_found_by_the_next_model_and_reported() -> None:
+    labels = patient()
+    blind = FakeModel(lambda images: np.where(threshold(images) == 1, 0, threshold(images)))
+    found, report = composed(**{"2d": blind}).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    np.testing.assert_array_equal(found, labels)
+    assert report["regions"]["small"]["rung"] == "fallback:3d"
+    assert "region of small: organ not found, fallback:3d" in report["warnings"]
+
+
+def test_an_organ_that_no_locator_finds_is_looked_for_at_its_usual_place_in_the_body() -> None:
+    labels = patient()
+    model = composed(**{"2d": FakeModel(nothing), "3d": FakeModel(nothing)})
+    found, report = model.predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    region = report["regions"]["small"]
+    assert region["rung"] == "fallback:body"
+    middle = [(a + b) / 2 for a, b in zip(region["start"], region["stop"], strict=True)]
+    assert middle == pytest.approx([n / 2 for n in SHAPE], abs=1.0)
+    assert (found == 1).any()
+    assert report["missing_organs"] == ["Parotid_L", "Parotid_R"]
+    assert any("fallback:body" in line for line in report["warnings"])
+
+
+def test_a_speck_is_no_organ_and_does_not_move_the_region() -> None:
+    def speck(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        labels = nothing(images)
+        labels[0, 0, :4] = ORGANS["Brainstem"]
+        return labels
+
+    model = composed(**{"2d": FakeModel(speck)})
+    assert (
+        model.predict(image_of(patient())[None], Grid(SHAPE, SPACING_MM))[1]["regions"]["small"]["rung"]
+        == "fallback:3d"
+    )
+
+
+def test_swapped_sides_are_reported_and_not_corrected() -> None:
+    def swapped(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        return np.array([0, 1, 3, 2], np.uint8)[threshold(images)]
+
+    labels = patient()
+    found, report = composed(**{"2d": FakeModel(swapped)}).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    np.testing.assert_array_equal(found, np.array([0, 1, 3, 2], np.uint8)[labels])
+    (side,) = report["laterality"]
+    assert (side["left"], side["right"], side["judged"], side["plausible"]) == (2, 3, True, False)
+    assert side["left_x_mm"] < side["right_x_mm"]
+    assert report["warnings"] == ["labels 2 and 3 lie on each other's side"]
+
+
+def test_a_voxel_size_far_from_the_training_is_reported() -> None:
+    model = composed(**{"3d": FakeModel(median_mm=(3.0, 0.2, 0.2))})
+    report = model.predict(image_of(patient())[None], Grid(SHAPE, SPACING_MM))[1]
+    assert report["warnings"] == ["voxel size far from what 3d was trained on"]
+
+
+def test_only_models_that_own_or_locate_are_run_and_locators_come_first() -> None:
+    recipe = composed().recipe
+    assert needed_models(recipe, ["3d"]) == ["3d"]
+    assert needed_models(recipe, ["small"]) == ["2d", "3d", "small"]
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """IN with the cases good_0, good_1, good_2, each in its own orientation, and a name for OUT."""
+    for i, matrix in enumerate((LPS, RAS, OBLIQUE @ PERMUTED)):
+        labels, grid = stored(patient(corner=(3, 8, 12 + i)), matrix)
+        write_image(tmp_path / "IN" / f"good_{i}_0000.nii.gz", image_of(labels), grid)
+        write_labels(tmp_path / "truth" / f"good_{i}.nii.gz", labels, grid)
+    return tmp_path / "IN", tmp_path / "OUT"
+
+
+def run(folders: tuple[Path, Path], model: Composed | None = None) -> list[str]:
+    said: list[str] = []
+    predict_folder(model or composed(), *folders, said.append)
+    return said
+
+
+def failure(folders: tuple[Path, Path], model: Composed | None = None) -> str:
+    with pytest.raises(CasesFailedError) as caught:
+        run(folders, model)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("good_*")}
+
+
+def test_every_case_comes_out_on_the_grid_of_its_input(folders: tuple[Path, Path]) -> None:
+    said = run(folders)
+    source, output = folders
+    assert [line.split(":")[0] for line in said] == [f"[{i}/3] good_{i - 1}" for i in (1, 2, 3)]
+    for i in range(3):
+        labels, grid = read_labels(output / f"good_{i}.nii.gz")
+        truth, expected = read_labels(source.parent / "truth" / f"good_{i}.nii.gz")
+        np.testing.assert_array_equal(labels, truth)
+        assert grid_difference(grid, expected, tolerance_vox=1e-5) is None
+    assert json.loads((output / "dataset.json").read_text())["labels"] == {"background": 0, **ORGANS}
+
+
+def test_the_report_of_a_case_says_who_owned_what_where_it_looked_and_what_it_is_made_from(
+    folders: tuple[Path, Path],
+) -> None:
+    run(folders)
+    report = json.loads((folders[1] / "good_0.json").read_text())
+    assert report["case"] == "good_0"
+    assert report["owner"] == {"Brainstem": "small", "Parotid_L": "2d", "Parotid_R": "2d"}
+    assert report["regions"] == {
+        "small": {"rung": "located", **report_box((3, 8, 12), (5, 7, 9)), "touches_border": False}
+    }
+    assert [(s["left"], s["right"], s["plausible"]) for s in report["laterality"]] == [(2, 3, True)]
+    assert report["volumes_ml"] == {"Brainstem": 0.144, "Parotid_L": 0.216, "Parotid_R": 0.162}
+    assert set(report["seconds"]) == {"2d", "3d", "small"}
+    assert {len(report["models"]), len(report["inputs"][0]), len(report["output_sha256"])} == {64}
+    assert (report["repairs"], report["warnings"], report["missing_organs"]) == ([], [], [])
+
+
+def report_box(corner: tuple[int, int, int], shape: tuple[int, int, int]) -> dict[str, list[int]]:
+    z, y, x = corner
+    box = Box.around((z + 1, y + 1.5, x + 1.5), shape)
+    return {"start": list(box.start), "stop": list(box.stop)}
+
+
+def test_padding_below_air_is_repaired_and_recorded(folders: tuple[Path, Path]) -> None:
+    labels = patient()
+    image = image_of(labels)
+    image[0, 0] = -3024
+    write_image(folders[0] / "good_0_0000.nii.gz", image, Grid(SHAPE, SPACING_MM))
+    run(folders)
+    (repair,) = json.loads((folders[1] / "good_0.json").read_text())["repairs"]
+    assert repair == "31 voxels below -1024 HU (lowest -3024) clipped to -1024"
+
+
+def test_a_second_run_keeps_what_is_finished(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    before = times(folders[1])
+    said = run(folders)
+    assert [line.partition(": ")[2] for line in said] == ["done before, kept"] * 3
+    assert times(folders[1]) == before
+
+
+def test_a_changed_image_is_done_again_and_the_others_are_kept(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    before = times(folders[1])
+    labels = patient(corner=(2, 9, 13))
+    write_image(folders[0] / "good_0_0000.nii.gz", image_of(labels), Grid(SHAPE, SPACING_MM))
+    said = run(folders)
+    assert sum("kept" in line for line in said) == 2
+    assert {name for name, t in times(folders[1]).items() if t != before[name]} == {"good_0.nii.gz", "good_0.json"}
+    np.testing.assert_array_equal(read_labels(folders[1] / "good_0.nii.gz")[0], labels)
+
+
+def test_other_models_do_every_case_again(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    said = run(folders, composed(**{"3d": FakeModel(digest="4567")}))
+    assert not any("kept" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["good_1.nii.gz", "good_1.json"])
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_half_written_file_is_done_again(folders: tuple[Path, Path], name: str, left: float) -> None:
+    run(folders)
+    path = folders[1] / name
+    whole = read_labels(folders[1] / "good_1.nii.gz")[0]
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    said = run(folders)
+    assert [("kept" in line) for line in said] == [True, False, True]
+    np.testing.assert_array_equal(read_labels(folders[1] / "good_1.nii.gz")[0], whole)
+    assert json.loads((folders[1] / "good_1.json").read_text())["case"] == "good_1"
+
+
+def test_bad_cases_are_named_with_their_cause_and_the_good_ones_come_out(folders: tuple[Path, Path]) -> None:
+    source, output = folders
+    grid = Grid(SHAPE, SPACING_MM)
+    image = image_of(patient())
+    write_image(source / "cut_0000.nii.gz", image, grid)
+    content = (source / "cut_0000.nii.gz").read_bytes()
+    (source / "cut_0000.nii.gz").write_bytes(content[: len(content) // 2])
+    image[4, 5, 6] = np.nan
+    write_image(source / "nan_0000.nii.gz", image, grid)
+    write_image(source / "flat_0000.nii.gz", np.full(SHAPE, 40, np.float32), grid)
+    (source / "plain.nii").write_bytes(b"")
+    message = failure(folders)
+    assert message.startswith("4 inputs failed, 6 cases were tried:\n")
+    causes = dict(line.strip().split(": ", 1) for line in message.splitlines()[1:])
+    assert set(causes) == {"cut", "nan", "flat", "plain.nii"}
+    for name, cause in {"cut": "truncated", "nan": "1 NaN", "flat": "constant", "plain.nii": "rename"}.items():
+        assert cause in causes[name]
+    names = {f"good_{i}{ending}" for i in range(3) for ending in (".nii.gz", ".json")}
+    assert {path.name for path in output.iterdir()} == names | {"dataset.json", ".lock"}
+
+
+def test_a_missing_channel_fails_its_case_and_is_never_filled_in(folders: tuple[Path, Path]) -> None:
+    model = composed(channels=("CT", "MR"))
+    shutil.copy(folders[0] / "good_0_0000.nii.gz", folders[0] / "good_0_0001.nii.gz")
+    message = failure(folders, model)
+    assert "case good_1 lacks channel MR (good_1_0001.nii.gz)" in message
+    assert "good_0" not in message
+    assert sorted(times(folders[1])) == ["good_0.json", "good_0.nii.gz"]
+
+
+def test_channels_on_different_grids_fail_their_case(folders: tuple[Path, Path]) -> None:
+    labels = patient()
+    write_image(folders[0] / "good_0_0001.nii.gz", image_of(labels), Grid(SHAPE, (3.0, 1.0, 1.1)))
+    message = failure(folders, composed(channels=("CT", "MR")))
+    assert "good_0_0001.nii.gz lies on another grid than good_0_0000.nii.gz: corners up to" in message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("strange"), MemoryError()])
+def test_a_case_that_a_model_cannot_digest_does_not_take_the_others_with_it(
+    folders: tuple[Path, Path], error: Exception
+) -> None:
+    calls: list[int] = []
+
+    def fails_once(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return threshold(images)
+
+    message = failure(folders, composed(**{"2d": FakeModel(fails_once)}))
+    assert f"good_0: {error or 'MemoryError'}" in message
+    assert sorted(times(folders[1])) == ["good_1.json", "good_1.nii.gz", "good_2.json", "good_2.nii.gz"]
+
+
+def test_a_full_disk_ends_the_run_with_its_own_code(folders: tuple[Path, Path]) -> None:
+    def full(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        raise BusyError("no space left")
+
+    with pytest.raises(BusyError):
+        run(folders, composed(**{"2d": FakeModel(full)}))
+
+
+def test_a_folder_without_images_leaves_no_output(tmp_path: Path) -> None:
+    (tmp_path / "IN").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        run((tmp_path / "IN", tmp_path / "OUT"))
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_a_second_process_on_the_same_output_is_turned_away(folders: tuple[Path, Path]) -> None:
+    output = folders[1]
+    output.mkdir()
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover (another process)
+        with (output / ".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        with pytest.raises(BusyError) as caught:
+            run(folders)
+        assert caught.value.exit_code == 75
+        assert [path.name for path in output.iterdir()] == [".lock"]
+    finally:
+        os.write(go[1], b"x")
+        os.waitpid(child, 0)
+        for end in (*ready, *go):
+            os.close(end)
+    assert len(run(folders)) == 3
+
+
+def test_an_untrained_recipe_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    with pytest.raises(InputError, match=r"recipes/drawn/fusion\.json is missing; run `nnunet-ext train`"):
+        Composed.load(composed().recipe)
