@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEFT_RIGHT, FRONT_BACK, HEAD_FOOT = 0, 1, 2
+"""Patient axes: rows of a direction matrix in LPS."""
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 MAX_OBLIQUE_DEG = 20.0
 """Our choice: beyond 20° no array axis may be called left-right."""

@@ -24,7 +24,8 @@ def command(recipe: str, source: Path, output: Path, folds: tuple[int, ...], dev
     from nnunet_ext.recipe.schema import Recipe
 
     page = Recipe.load(recipe)  # a wrong name is answered before torch is loaded
-    from nnunet_ext.recipe.predict import Composed, predict_folder
+    from nnunet_ext.recipe.composed import Composed
+    from nnunet_ext.recipe.predict import predict_folder
 
     composed = Composed.load(page, folds or None, device)
     predict_folder(composed, source, output, (lambda line: None) if quiet else click.echo)

@@ -9,9 +9,7 @@ import SimpleITK as sitk  # noqa: N813 (the field's name for it)
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.geometry import body_axis
-
-HEAD_FOOT = 2
+from nnunet_ext.geometry import HEAD_FOOT, body_axis
 
 
 class ExtPlanner(ExperimentPlanner):

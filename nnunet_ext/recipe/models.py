@@ -39,11 +39,13 @@ class LoadedModel:
         predictor: nnU-Net's predictor with the weights of all folds.
         labels: Organ to label number of its maps.
         digest: Of its checkpoints, for manifests.
+        channels: Names of the channels that it reads, in order.
     """
 
     predictor: nnUNetPredictor
     labels: Mapping[str, int]
     digest: str
+    channels: Sequence[str]
 
     def predict(self, images: NDArray[np.float32], spacing_mm: Sequence[float]) -> NDArray[np.integer]:
         """Label map of an image.
@@ -94,7 +96,9 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     predictor.manual_initialization(network, manager, configuration, weights, dataset_json, contents[0]["trainer_name"],
                                     contents[0]["inference_allowed_mirroring_axes"])  # fmt: skip
     digest = "-".join(sha256_of(folder / f"fold_{fold}" / CHECKPOINT)[:16] for fold in folds)
-    return LoadedModel(predictor, label_numbers(dataset_json), digest)
+    names = dataset_json["channel_names"]
+    channels = [names[number] for number in sorted(names, key=int)]
+    return LoadedModel(predictor, label_numbers(dataset_json), digest, channels)
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Model(BaseModel):
         plans: Name of the plans.
         planning: How to plan.
         region: None for whole images.
+        channels: Channels that it reads, by the names in dataset.json; None is all. A region's dataset is cut with
+            these, the dataset of a whole-image model must have exactly these.
+        folds: Folds whose networks are averaged at prediction; None is all that the recipe trains.
         settings: Training settings (``settings.TrainerSettings``), written into the plans.
     """
 
@@ -64,6 +67,8 @@ class Model(BaseModel):
     plans: str = "nnUNetPlansExt"
     planning: Planning = Field(default_factory=Planning)
     region: Region | None = None
+    channels: tuple[str, ...] | None = Field(None, min_length=1)
+    folds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("settings")
@@ -87,7 +92,7 @@ class Fusion(BaseModel):
     Args:
         owners: "select" chooses by cross-validation; a mapping organ → model fixes the choice.
         first: Organs that win every conflict, before the rule "smaller organ first".
-        on_conflict: "priority"; "probability" needs saved probabilities.
+        on_conflict: "priority" is the only rule of a recipe; ``nnunet-ext fuse`` also knows "probability".
         min_gain: Smallest mean gain in DSC for which an organ leaves the best single model.
     """
 

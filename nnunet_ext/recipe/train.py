@@ -113,6 +113,7 @@ def _prepare(places: Places, name: str, say: Say) -> None:
     if model.region is not None:
         _derive(places, name, say)
     dataset = places.dataset_of(name)
+    _check_channels(places, name, dataset)
     processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
     plan.make_fingerprint(model.dataset, processes)
     if not _plans_file(places, name).exists():
@@ -123,6 +124,16 @@ def _prepare(places: Places, name: str, say: Say) -> None:
     plan.write_settings(model.dataset, model.plans, model.configuration, model.settings)
     write_json(_asked(places, name), _wish(model))
     _preprocess(places, dataset, model, processes, say)
+
+
+def _check_channels(places: Places, name: str, dataset: str) -> None:
+    wanted = places.recipe.models[name].channels
+    there = list(places.dataset_json(dataset)["channel_names"].values())
+    if wanted is not None and list(wanted) != there:
+        raise InputError(
+            f"model {name} reads {', '.join(wanted)}, its dataset {dataset} has {', '.join(there)}; convert a dataset "
+            "with these channels, or give the model a region."
+        )
 
 
 def _preprocess(places: Places, dataset: str, model: Model, processes: int, say: Say) -> None:
@@ -150,20 +161,25 @@ def _preprocess(places: Places, dataset: str, model: Model, processes: int, say:
 
 def _derive(places: Places, name: str, say: Say) -> None:
     """The region dataset of a model, unless it is there and fits."""
-    region, target = places.recipe.models[name].region, places.raw / places.region_name(name)
+    model, target = places.recipe.models[name], places.raw / places.region_name(name)
+    region = model.region
     if region is None:
         return
     if (target / "dataset.json").exists():
-        written = read_json(target / "dataset.json").get("nnunet_ext", {}).get("region")
-        if written != json.loads(region.model_dump_json(by_alias=True)):
+        written = read_json(target / "dataset.json")
+        wanted = list(model.channels or written["channel_names"].values())
+        same = list(written["channel_names"].values()) == wanted
+        if not same or written["nnunet_ext"]["region"] != json.loads(region.model_dump_json(by_alias=True)):
             raise InputError(
                 f"{target} was cut for another region than recipe {places.recipe.name} asks for; delete it."
             )
         return
     say(f"cutting the regions of model {name}: {', '.join(region.organs)}")
     source = places.dataset_name(places.recipe.dataset)
-    locators = [_locator(places, m) for m in locators_of(places.recipe.models[name])]
-    sidecar = derive_dataset(places.raw / source, target, region, places.splits(source), locators)
+    locators = [_locator(places, m) for m in locators_of(model)]
+    sidecar = derive_dataset(
+        places.raw / source, target, region, places.splits(source), locators, channels=model.channels
+    )
     for line in retention_lines(sidecar):
         say(line)
 

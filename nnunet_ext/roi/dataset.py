@@ -60,6 +60,7 @@ def derive_dataset(
     splits: Sequence[Mapping[str, Sequence[str]]],
     locators: Sequence[Locator] = (),
     progress: Callable[[Sequence[str]], Iterator[str]] = iter,
+    channels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Cut the region out of every training case of a dataset.
 
@@ -74,6 +75,7 @@ def derive_dataset(
         splits: Folds of the source dataset.
         locators: Trained models for ``region.source`` and ``region.fallback``, in that order.
         progress: Wraps the list of cases, to show progress.
+        channels: Names of the channels to keep, in their new order; None is all.
 
     Returns:
         The content of ``regions.json``: boxes, rungs and kept fractions per case, retention per organ.
@@ -88,6 +90,7 @@ def derive_dataset(
     source_json = read_json(source / "dataset.json")
     labels = label_numbers(source_json)
     _require_organs(region.organs, labels, source)
+    kept = _kept_channels(source_json, channels, source)
     cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (source / "labelsTr").glob(f"*{FILE_ENDING}"))
     held_out = {loc.name: held_out_predictions(loc.folder, loc.splits, cases, loc.validation) for loc in locators}
     wanted = [labels[organ] for organ in region.organs]
@@ -96,7 +99,7 @@ def derive_dataset(
         shutil.rmtree(leftover, ignore_errors=True)
     derived = Derived()
     for case in progress(cases):
-        _derive_case(source, target, case, region, labels, _Finder(locators, held_out, position, wanted), derived)
+        _derive_case(source, target, case, kept, region, labels, _Finder(locators, held_out, position, wanted), derived)
     sidecar = {
         "source_dataset": source.name,
         "region": region.model_dump(by_alias=True),
@@ -107,7 +110,7 @@ def derive_dataset(
     }
     write_json(target / SIDECAR, sidecar)
     write_json(target / "splits_final.json", inherited_splits(splits, derived.cases))
-    write_json(target / "dataset.json", _dataset_json(source_json, sidecar, len(derived.cases)))
+    write_json(target / "dataset.json", _dataset_json(source_json, sidecar, kept, len(derived.cases)))
     return sidecar
 
 
@@ -147,24 +150,27 @@ class _Finder:
 
 
 def _derive_case(
-    source: Path, target: Path, case: str, region: Region, labels: Mapping[str, int], finder: _Finder, derived: Derived
+    source: Path,
+    target: Path,
+    case: str,
+    channels: Mapping[int, str],
+    region: Region,
+    labels: Mapping[str, int],
+    finder: _Finder,
+    derived: Derived,
 ) -> None:
     truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
-    channels = sorted((source / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
-    if not channels:
-        raise InputError(f"{source / 'imagesTr'} has no image of case {case}; its labels alone are no training case.")
-    images = [read_image(path)[0] for path in channels]
-    located, locator = finder.find(case, images[0], truth, grid, region)
+    first = _first_channel(source, case)
+    rest = {i: read_image(source / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")[0] for i in channels if i}
+    located, locator = finder.find(case, first, truth, grid, region)
     for name, shift in _shifts(case, region):
         centre = tuple(c + s for c, s in zip(located.centre, shift, strict=True))
         box = region.box(grid, (centre[0], centre[1], centre[2]))
-        for path, image in zip(channels, images, strict=True):
-            pad = region.pad_value if path.name.endswith(f"_0000{FILE_ENDING}") else 0.0
-            write_image(
-                target / "imagesTr" / path.name.replace(case, name, 1), crop(image, box, pad), grid.cropped(box)
-            )
-        part = renumbered(crop(truth, box), {labels[o]: i for i, o in enumerate(region.organs, 1)})
-        write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", part, grid.cropped(box))
+        for new, (old, channel) in enumerate(channels.items()):
+            part = crop(rest.get(old, first), box, region.padding(channel))
+            write_image(target / "imagesTr" / f"{name}_{new:04d}{FILE_ENDING}", part, grid.cropped(box))
+        inside = renumbered(crop(truth, box), {labels[o]: i for i, o in enumerate(region.organs, 1)})
+        write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", inside, grid.cropped(box))
         derived.cases[name] = {
             "case": case,
             **box_entry(box),
@@ -173,6 +179,13 @@ def _derive_case(
             "locator": locator,
             "kept": {organ: kept_fraction(truth, box, [labels[organ]]) for organ in region.organs},
         }
+
+
+def _first_channel(source: Path, case: str) -> NDArray[np.float32]:
+    path = source / "imagesTr" / f"{case}_0000{FILE_ENDING}"
+    if not path.exists():
+        raise InputError(f"{path.parent} has no image of case {case}; its labels alone are no training case.")
+    return read_image(path)[0]
 
 
 def _shifts(case: str, region: Region) -> list[tuple[str, tuple[float, ...]]]:
@@ -233,9 +246,7 @@ def _mean_position(source: Path, cases: Sequence[str], wanted: Sequence[int]) ->
         truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
         centre = centre_of(truth, wanted, grid.spacing_mm)
         if centre is not None:
-            positions.append(
-                relative_position(centre, read_image(source / "imagesTr" / f"{case}_0000{FILE_ENDING}")[0])
-            )
+            positions.append(relative_position(centre, _first_channel(source, case)))
     if not positions:
         raise InputError(f"no case of {source} contains the organs of the region; choose other organs.")
     z, y, x = np.mean(positions, axis=0)
@@ -253,13 +264,23 @@ def _retention(cases: Mapping[str, Mapping[str, Any]], organs: Sequence[str]) ->
     return result
 
 
-def _dataset_json(source: Mapping[str, Any], sidecar: Mapping[str, Any], count: int) -> dict[str, Any]:
-    kept = {
-        key: source[key] for key in ("channel_names", "file_ending", "overwrite_image_reader_writer") if key in source
-    }
+def _kept_channels(dataset_json: Mapping[str, Any], wanted: Sequence[str] | None, source: Path) -> dict[int, str]:
+    """Number in the source to name of the channels to keep, in their new order."""
+    names = {name: int(number) for number, name in dataset_json["channel_names"].items()}
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise InputError(f"{source.name} has no channel {', '.join(unknown)}; it has {', '.join(names)}.")
+    return {names[name]: name for name in (wanted or sorted(names, key=lambda name: names[name]))}
+
+
+def _dataset_json(
+    source: Mapping[str, Any], sidecar: Mapping[str, Any], channels: Mapping[int, str], count: int
+) -> dict[str, Any]:
+    kept = {key: source[key] for key in ("file_ending", "overwrite_image_reader_writer") if key in source}
     summary = {key: sidecar[key] for key in ("source_dataset", "region", "label_map", "position_in_body")}
     return {
         **kept,
+        "channel_names": {str(i): name for i, name in enumerate(channels.values())},
         "labels": {"background": 0, **sidecar["label_map"]},
         "numTraining": count,
         "nnunet_ext": {**summary, "swap_pairs": []},

@@ -30,7 +30,7 @@ class Region(BaseModel):
         fraction: Edge lengths as a share of the image, for "centre".
         jitter_vox: Standard deviation of the shift of the training copies, in voxels.
         copies: Jittered copies per training case, beside the unshifted one.
-        pad_value: What lies outside the image (−1024 HU is air).
+        pad_value: What lies outside the image in a CT channel (−1024 HU is air).
         seed: Of the jitter.
     """
 
@@ -71,6 +71,10 @@ class Region(BaseModel):
     def box(self, grid: Grid, centre: Centre) -> Box:
         """The box around a centre."""
         return Box.around(centre, self.shape_in(grid))
+
+    def padding(self, channel: str) -> float:
+        """What lies outside the image in a channel: ``pad_value`` for CT, 0 for any other."""
+        return self.pad_value if channel.upper() == "CT" else 0.0
 
     @staticmethod
     def middle(grid: Grid) -> Centre:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.geometry import MAX_OBLIQUE_DEG, body_axis
-
-LEFT_RIGHT = 0
+from nnunet_ext.geometry import LEFT_RIGHT, MAX_OBLIQUE_DEG, body_axis
 
 
 def direction_of(properties: Mapping[str, Any]) -> tuple[float, ...] | None:

@@ -22,7 +22,8 @@ from nnunet_ext.errors import BusyError, CasesFailedError, InputError
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Box, Grid, grid_difference
 from nnunet_ext.io.nifti import read_labels, write_image, write_labels
-from nnunet_ext.recipe.predict import Composed, needed_models, predict_folder
+from nnunet_ext.recipe.composed import Composed, needed_models
+from nnunet_ext.recipe.predict import predict_folder
 from nnunet_ext.recipe.schema import Recipe
 
 ORGANS = {"Brainstem": 1, "Parotid_L": 2, "Parotid_R": 3}
@@ -57,6 +58,7 @@ class FakeModel:
     labels: dict[str, int] = field(default_factory=lambda: dict(ORGANS))
     digest: str = "0123"
     median_mm: Sequence[float] = SPACING_MM
+    channels: Sequence[str] = ()
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
@@ -195,6 +197,30 @@ def test_outside_the_image_the_region_model_sees_air_and_zero_in_other_channels(
     assert set(np.unique(seen[0][1])) == {0, 7}
 
 
+def test_a_model_sees_only_the_channels_that_it_was_trained_on() -> None:
+    labels = patient()
+    images = np.stack([image_of(labels), np.full(SHAPE, 7, np.float32)])
+    mr = FakeModel(
+        lambda seen: np.full(seen.shape[1:], int((seen == 7).all()), np.uint8), {"Brainstem": 1}, channels=["MR"]
+    )
+    model = composed(channels=("CT", "MR"), **{"2d": FakeModel(channels=["CT"])}, small=mr)
+    _, report = model.predict(images, Grid(SHAPE, SPACING_MM))
+    assert model.models["2d"].seen == [(1, *SHAPE)]  # type: ignore[attr-defined]
+    assert report["volumes_ml"]["Brainstem"] > 0
+
+
+def test_a_contour_at_the_border_of_the_image_is_not_called_cut_off() -> None:
+    labels = patient(corner=(0, 0, 0))
+    _, report = composed().predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
+    assert not report["regions"]["small"]["touches_border"]
+
+
+def test_an_image_more_than_twenty_degrees_oblique_is_reported() -> None:
+    direction = tuple(Rotation.from_euler("z", 30, degrees=True).as_matrix().ravel().tolist())
+    _, report = composed().predict(image_of(patient())[None], Grid(SHAPE, SPACING_MM, direction=direction))
+    assert any("30° oblique" in line for line in report["warnings"])
+
+
 def test_a_contour_at_the_edge_of_its_region_is_reported_as_possibly_cut_off() -> None:
     labels = patient()
     found, report = composed(size_vox=(3, 3, 3)).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
@@ -248,7 +274,7 @@ def test_swapped_sides_are_reported_and_not_corrected() -> None:
     (side,) = report["laterality"]
     assert (side["left"], side["right"], side["judged"], side["plausible"]) == (2, 3, True, False)
     assert side["left_x_mm"] < side["right_x_mm"]
-    assert report["warnings"] == ["labels 2 and 3 lie on each other's side"]
+    assert report["warnings"] == ["Parotid_L and Parotid_R lie on each other's side"]
 
 
 def test_a_voxel_size_far_from_the_training_is_reported() -> None:
@@ -404,6 +430,16 @@ def test_a_missing_channel_fails_its_case_and_is_never_filled_in(folders: tuple[
     assert "case good_1 lacks channel MR (good_1_0001.nii.gz)" in message
     assert "good_0" not in message
     assert sorted(times(folders[1])) == ["good_0.json", "good_0.nii.gz"]
+
+
+def test_an_earlier_contour_of_a_case_that_now_fails_is_removed(folders: tuple[Path, Path]) -> None:
+    source, output = folders
+    run(folders)
+    path = source / "good_1_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "good_1" in failure(folders)
+    assert sorted(p.name for p in output.glob("good_*.nii.gz")) == ["good_0.nii.gz", "good_2.nii.gz"]
+    assert not (output / "good_1.json").exists()
 
 
 def test_channels_on_different_grids_fail_their_case(folders: tuple[Path, Path]) -> None:

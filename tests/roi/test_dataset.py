@@ -345,3 +345,19 @@ def test_a_case_without_an_image_is_named(source, tmp_path):
 def test_unlisted_numbers_become_background():
     labels = np.array([[[0, 1, 2, 9]]], np.uint16)
     assert renumbered(labels, {2: 1, 9: 2, 40: 3}).tolist() == [[[0, 0, 1, 2]]]
+
+
+def test_only_the_channels_asked_for_are_cut_and_renumbered(source, tmp_path):
+    described = json.loads((source / "dataset.json").read_text())
+    described["channel_names"] = {"0": "CT", "1": "MR"}
+    (source / "dataset.json").write_text(json.dumps(described))
+    for path in sorted((source / "imagesTr").glob("*_0000.nii.gz")):
+        image, grid = read_image(path)
+        write_image(path.with_name(path.name.replace("_0000", "_0001")), np.full_like(image, 7), grid)
+    derive_dataset(source, tmp_path / "out", region(copies=0), SPLITS, channels=["MR"])
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["channel_names"] == {"0": "MR"}
+    files = sorted((tmp_path / "out" / "imagesTr").iterdir())
+    assert all(path.name.endswith("_0000.nii.gz") for path in files)
+    assert set(np.unique(read_image(files[0])[0])) <= {0.0, 7.0}
+    with pytest.raises(InputError, match="no channel PET"):
+        derive_dataset(source, tmp_path / "other", region(), SPLITS, channels=["PET"])
