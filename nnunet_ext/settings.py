@@ -27,6 +27,8 @@ class TrainerSettings(BaseModel):
         weight_decay: Of the optimiser.
         optimizer: SGD (momentum 0.99, Nesterov), Adam or AdamW.
         lr_schedule: "poly" (exponent 0.9, nnU-Net's) or "constant".
+        lr_update: When the schedule moves: every "epoch" (nnU-Net's) or every "iteration", which a training of few
+            epochs needs to end at a small learning rate.
         batch_size: None keeps the plans' value.
         oversample_foreground_percent: Share of each batch that must contain foreground, 0 to 1.
         deep_supervision: Auxiliary losses at lower resolutions.
@@ -47,6 +49,7 @@ class TrainerSettings(BaseModel):
     weight_decay: float = Field(3e-5, ge=0)
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
     lr_schedule: Literal["poly", "constant"] = "poly"
+    lr_update: Literal["epoch", "iteration"] = "epoch"
     batch_size: int | None = Field(None, gt=0)
     oversample_foreground_percent: float = Field(0.33, ge=0, le=1)
     deep_supervision: bool = True

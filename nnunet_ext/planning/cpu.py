@@ -15,6 +15,7 @@ from nnunet_ext.settings import PLANS_BLOCK
 TRAINING: dict[str, Any] = {
     "optimizer": "AdamW",
     "initial_lr": 2e-3,
+    "lr_update": "iteration",
     "oversample_foreground_percent": 0.67,
     "deep_supervision": False,
     "num_epochs": 6,
@@ -27,20 +28,25 @@ TRAINING: dict[str, Any] = {
 """Found in benchmarks/cpu_preset.py; few long epochs, because the end of an epoch costs 0.7 s whatever its length."""
 
 
+SLAB = 0.5
+"""Height of a 3D patch over its width, in mm: wide patches see both sides of the body at once."""
+
+
 def patch_within(budget_vox: int, median_shape: Sequence[float], spacing: Sequence[float], step: int = 8) -> list[int]:
-    """The largest patch of equal edge lengths in mm that fits a voxel budget and the images.
+    """The largest patch within a voxel budget and the images: square in 2D, in 3D a slab half as high as wide, in mm.
 
     Args:
         budget_vox: Most voxels of the patch.
         median_shape: Median image size in voxels; no edge is longer than this, rounded up to ``step``.
-        spacing: Voxel size in mm, same axis order.
+        spacing: Voxel size in mm, same axis order, head-foot first in 3D.
         step: Every edge is a multiple of it (three poolings need 8).
     """
-    limit = np.ceil(np.asarray(median_shape) / step) * step
+    sizes_mm, limit = np.asarray(spacing), np.ceil(np.asarray(median_shape) / step) * step
+    shape = np.array([SLAB, 1.0, 1.0][-len(sizes_mm) :])
     best = np.full(len(limit), step)
-    for edge_mm in np.linspace(step * min(spacing), float(np.max(limit * np.asarray(spacing))), 400):
-        patch = np.clip(np.floor(edge_mm / np.asarray(spacing) / step + 0.5) * step, step, limit)
-        if np.prod(patch) <= budget_vox:
+    for width_mm in np.linspace(step * sizes_mm.min(), float((limit * sizes_mm / shape).max()), 400):
+        patch = np.clip(np.floor(width_mm * shape / sizes_mm / step + 0.5) * step, step, limit)
+        if best.prod() < patch.prod() <= budget_vox:
             best = patch.astype(int)
     return [int(n) for n in best]
 

@@ -43,6 +43,8 @@ class nnUNetTrainerExt(nnUNetTrainer):
 
     _best_ema: float | None
 
+    iteration = 0
+
     def __init__(
         self,
         plans: dict,
@@ -99,6 +101,18 @@ class nnUNetTrainerExt(nnUNetTrainer):
             optimizer = kind(parameters, lr=s.initial_lr, weight_decay=s.weight_decay)
         exponent = {"poly": 0.9, "constant": 0.0}[s.lr_schedule]
         return optimizer, PolyLRScheduler(optimizer, s.initial_lr, s.num_epochs, exponent)
+
+    def on_train_epoch_start(self) -> None:
+        """As stock; counts the iterations of the epoch from here."""
+        super().on_train_epoch_start()
+        self.iteration = 0
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As stock, with the learning rate of this iteration where the settings ask for it."""
+        if self.settings.lr_update == "iteration":
+            self.lr_scheduler.step(self.current_epoch + self.iteration / self.num_iterations_per_epoch)
+        self.iteration += 1
+        return super().train_step(batch)
 
     # --- augmentation ------------------------------------------------------------------------------------------------
 

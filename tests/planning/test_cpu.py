@@ -34,10 +34,13 @@ def test_a_patch_keeps_the_budget_fits_the_images_and_can_be_pooled(budget_vox, 
     assert all(edge <= math.ceil(n / 8) * 8 for edge, n in zip(patch, shape, strict=True))
 
 
-def test_a_patch_has_equal_edges_in_mm_where_the_images_allow_it():
-    patch = patch_within(32 * 48 * 48, (200, 512, 512), (3.0, 1.0, 1.0))
-    edges_mm = [edge * size for edge, size in zip(patch, (3.0, 1.0, 1.0), strict=True)]
-    assert max(edges_mm) - min(edges_mm) <= 8 * 3.0
+def test_a_patch_is_a_slab_half_as_high_as_wide_in_mm_where_the_images_allow_it():
+    assert patch_within(32 * 48 * 48, (78, 69, 70), (2.5, 3.9, 3.9)) == [32, 48, 48]
+    assert patch_within(24 * 48 * 48, (200, 512, 512), (1.0, 1.0, 1.0)) == [24, 48, 48]
+
+
+def test_a_two_dimensional_patch_is_square_in_mm():
+    assert patch_within(24 * 48, (512, 512), (1.0, 0.5)) == [24, 48]
 
 
 def test_a_patch_that_could_be_the_whole_image_is():

@@ -84,6 +84,20 @@ def test_learning_rate_follows_the_schedule(in_world, schedule):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
+def test_learning_rate_can_fall_within_an_epoch(in_world, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, batch: {"loss": 0.0})
+    settings = {"num_epochs": 2, "num_iterations_per_epoch": 4, "initial_lr": 0.5, "lr_update": "iteration"}
+    trainer = in_world(nnUNetTrainerExt, "2d", nnunet_ext=settings)
+    trainer.initialize()
+    rates = []
+    for trainer.current_epoch in range(2):
+        trainer.on_train_epoch_start()
+        for _ in range(4):
+            trainer.train_step({})
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.5 * (1 - i / 8) ** 0.9 for i in range(8)])
+
+
 def test_the_same_seed_builds_the_same_network(in_world):
     first, second, other = (in_world(nnUNetTrainerExt, "2d", nnunet_ext={"seed": seed}) for seed in (1, 1, 2))
     for trainer in (first, second, other):
