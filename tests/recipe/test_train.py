@@ -34,7 +34,7 @@ class World:
         for name, root in self.roots.items():
             monkeypatch.setenv(f"nnUNet_{name}", str(root))
         raw = self.roots["raw"] / DATASET
-        write(raw / "dataset.json", {"labels": {"background": 0, "Brainstem": 1}})
+        write(raw / "dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, "Brainstem": 1}})
         splits = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
         write(raw / "splits_final.json", splits)
         for case in CASES:
@@ -211,7 +211,10 @@ def test_a_second_training_of_one_recipe_is_turned_away(world: World) -> None:
 def test_a_region_dataset_that_was_cut_differently_is_refused(world: World) -> None:
     region = {"organs": ["Brainstem"], "from": "centre", "fraction": [1.0, 0.5, 0.5]}
     target = world.roots["raw"] / "Dataset012_drawn_3d"
-    write(target / "dataset.json", {"nnunet_ext": {"region": {**region, "fraction": [1.0, 0.7, 0.7]}}})
+    write(
+        target / "dataset.json",
+        {"channel_names": {"0": "CT"}, "nnunet_ext": {"region": {**region, "fraction": [1.0, 0.7, 0.7]}}},
+    )
     with pytest.raises(InputError, match="Dataset012_drawn_3d was cut for another region than recipe drawn asks for"):
         world.train(models={"3d": {"dataset": 12, "configuration": "3d_fullres", "region": region}})
 
