@@ -219,6 +219,13 @@ def test_a_region_dataset_that_was_cut_differently_is_refused(world: World) -> N
         world.train(models={"3d": {"dataset": 12, "configuration": "3d_fullres", "region": region}})
 
 
+def test_a_whole_image_model_must_read_what_its_dataset_has(world: World) -> None:
+    model = {"dataset": 11, "configuration": "2d", "channels": ["CT", "MR"]}
+    with pytest.raises(InputError, match="model 2d reads CT, MR, its dataset Dataset011_Drawn has CT"):
+        world.train(models={"2d": model})
+    assert world.done == []
+
+
 def test_on_a_gpu_one_training_at_a_time_and_on_a_cpu_one_per_core(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
