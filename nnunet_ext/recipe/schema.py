@@ -138,6 +138,8 @@ class Recipe(BaseModel):
                 raise ValueError(f"{what}s {', '.join(map(str, values))} list one {what} twice")
         for name, model in self.models.items():
             _check_region(self, name, model)
+            if model.folds and not set(model.folds) <= set(self.folds):
+                raise ValueError(f"model {name}: folds {model.folds} are not all trained, only {self.folds} are")
         try:
             self.in_order()
         except InputError as error:

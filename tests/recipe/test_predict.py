@@ -432,6 +432,34 @@ def test_a_missing_channel_fails_its_case_and_is_never_filled_in(folders: tuple[
     assert sorted(times(folders[1])) == ["good_0.json", "good_0.nii.gz"]
 
 
+def test_the_page_says_which_folds_and_channels_a_model_predicts_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    (tmp_path / "results" / "Dataset011_Drawn").mkdir(parents=True)
+    models = {name: {"dataset": 11, "configuration": name} for name in ("2d", "3d_fullres")}
+    page = {"name": "drawn", "title": "Drawn.", "dataset": 11, "organs": list(ORGANS), "folds": [0, 1], "device": "cpu"}
+    models["2d"]["folds"] = [1]
+    recipe = Recipe.model_validate({**page, "models": models})
+    owner = {organ: "2d" if organ == "Brainstem" else "3d_fullres" for organ in ORGANS}
+    FusionTable(ORGANS, owner, dict.fromkeys(models, ORGANS), list(ORGANS)).save(
+        tmp_path / "results" / "recipes" / "drawn" / "fusion.json"
+    )
+    asked: dict[str, Sequence[int]] = {}
+
+    def load(folder: Path, folds: Sequence[int], device: str) -> FakeModel:
+        name = folder.name.split("__")[-1]
+        asked[name] = tuple(folds)
+        return FakeModel(channels=["CT"] if name == "2d" else ["CT", "MR"])
+
+    monkeypatch.setattr("nnunet_ext.recipe.composed.load_model", load)
+    assert Composed.load(recipe).channels == ["CT", "MR"]
+    assert asked == {"2d": (1,), "3d_fullres": (0, 1)}
+    Composed.load(recipe, folds=[0])
+    assert asked == {"2d": (0,), "3d_fullres": (0,)}
+
+
 def test_an_earlier_contour_of_a_case_that_now_fails_is_removed(folders: tuple[Path, Path]) -> None:
     source, output = folders
     run(folders)

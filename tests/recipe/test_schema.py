@@ -168,6 +168,11 @@ def test_a_page_that_does_not_fit_is_refused_in_one_sentence_that_names_file_and
     assert [text for text in named if text not in message] == [], message
 
 
+def test_a_model_cannot_predict_with_folds_that_nobody_trains(write: Write) -> None:
+    changed = write(models__2d={"dataset": 11, "configuration": "2d", "folds": [1, 4]})
+    assert "model 2d: folds (1, 4) are not all trained" in refusal(changed)
+
+
 def test_regions_that_locate_each_other_are_refused_before_anything_is_trained(write: Write) -> None:
     circle = {"organs": ["OpticChiasm"], "from": "small", "size_vox": [8, 16, 16]}
     assert "in a circle" in refusal(write(models__3d__region=circle))
