@@ -20,6 +20,11 @@ STATUS_EVERY_S = 120.0
 STOP_S = 20.0
 """Our choice: how long a training may take to stop before it is killed."""
 
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",  # the log shows what happens when it happens
+    "PYTHONSAFEPATH": "1",  # the installed package trains, not a folder of its name where the command is typed
+}
+
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -84,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, device: str, say: Callable[[str]
     Raises:
         NnunetExtError: a job failed; the message names its log.
     """
-    environment = {**os.environ, **(CPU_ENVIRONMENT if device == "cpu" else {}), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **ENVIRONMENT, **(CPU_ENVIRONMENT if device == "cpu" else {})}
     waiting, running, finished_s = list(jobs), list[Job](), list[float]()
     last_status = time.monotonic()
     try:

@@ -139,6 +139,17 @@ def test_the_cpu_environment_reaches_the_child_and_only_on_a_cpu(make: Make, tmp
     assert (tmp_path / "logs" / "b.log").read_text() == "threads None None\n"
 
 
+def test_a_folder_of_the_same_name_where_the_command_is_typed_does_not_train(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "drawn_worker.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(elsewhere)
+    run_jobs([make("a")], 1, "cpu", lambda line: None)
+    assert (tmp_path / "logs" / "a.log").read_text() == "threads 1 0\n"
+
+
 def test_a_second_run_appends_to_the_log_of_the_first(make: Make, tmp_path: Path) -> None:
     for _ in range(2):
         run_jobs([make("a")], 1, "cpu", lambda line: None)
