@@ -1,7 +1,7 @@
 """Left and right with and without mirroring: stock's trainer and ours, same plans, iterations and patients.
 
     nnunet-ext train openkbp_han_cpu            # trains nnUNetTrainerExtNoMirror and the plans
-    python benchmarks/laterality.py -d 102 -c 3d_fullres -f 0 nnUNetTrainer nnUNetTrainerExt nnUNetTrainerExtNoMirror
+    python benchmarks/laterality.py -d 102 -c 3d_fullres -f 0 -tr nnUNetTrainer nnUNetTrainerExt nnUNetTrainerExtNoMirror
 
 A fold that is trained already is only scored. ``nnUNetTrainer`` is stock's own class with its own optimiser (SGD 0.01,
 deep supervision), ``nnUNetTrainerExt`` has stock's mirroring and the optimiser of the plans; both get the plans' number
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("-c", default="3d_fullres")
     parser.add_argument("-p", default="nnUNetPlansExtCPU")
     parser.add_argument("-f", type=int, nargs="+", default=[0])
-    parser.add_argument("trainers", nargs="+")
+    parser.add_argument("-tr", dest="trainers", nargs="+", required=True)
     arguments = parser.parse_args()
     folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{arguments.d:03d}_*"))
     print("| configuration | fold | trainer | mean | organs | >5 mm on the wrong side | truth taken for its partner |")
