@@ -1,7 +1,7 @@
 """Left and right with and without mirroring: stock's trainer and ours, same plans, iterations and patients.
 
     nnunet-ext train openkbp_han_cpu            # trains nnUNetTrainerExtNoMirror and the plans
-    python benchmarks/laterality.py -d 102 -c 3d_fullres -f 0 -tr nnUNetTrainer nnUNetTrainerExt nnUNetTrainerExtNoMirror
+    python benchmarks/laterality.py -d 102 -c 2d -f 0 -tr nnUNetTrainer nnUNetTrainerExt nnUNetTrainerExtNoMirror
 
 A fold that is trained already is only scored. ``nnUNetTrainer`` is stock's own class with its own optimiser (SGD 0.01,
 deep supervision), ``nnUNetTrainerExt`` has stock's mirroring and the optimiser of the plans; both get the plans' number
