@@ -17,7 +17,7 @@ import click
 def command(output: Path, data: Path | None, labels: str | None, ignore_labels: str | None) -> None:
     """Train, select, predict, evaluate and draw: on a digital head-and-neck phantom, or on real cases with --data.
 
-    About ten minutes on two cores for the phantom.
+    About twelve minutes on two cores for the phantom.
     """
     if data is not None and labels is None:
         raise click.UsageError("--data needs --labels, such as --labels dataset.json.")
