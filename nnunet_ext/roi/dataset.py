@@ -50,7 +50,6 @@ class Derived:
     """What a derivation did, case by case, for the sidecar and the report."""
 
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
-    positions: list[Centre] = field(default_factory=list)
 
 
 def derive_dataset(
@@ -126,6 +125,7 @@ class _Finder:
     def find(
         self, case: str, image: NDArray[np.float32], truth: NDArray[np.uint16], grid: Grid, region: Region
     ) -> tuple[Located, dict[str, Any]]:
+        """The centre of a case, and which model of which fold found it."""
         if region.source == CENTRE:
             return Located(Region.middle(grid), CENTRE), {}
         if region.source == TRUTH:
