@@ -81,6 +81,8 @@ def _common_params(verb: str) -> list[click.Parameter]:
 
 
 def _param(option: Option) -> click.Option:
+    if isinstance(option.default, bool):
+        return click.Option([option.flag], help=option.help, is_flag=True, default=option.default, show_default=True)
     return click.Option(
         [option.flag],
         help=option.help,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.geometry import Grid
+from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.nifti import read_image
 
 AIR_HU = -1024.0
@@ -102,6 +102,19 @@ def check_spacing_is_set(path: Path) -> None:
     if unset or not all(s > 0 for s in sizes):
         raise InputError(
             f"{path} has no spacing in its header (voxel sizes {sizes}, no orientation); set the true spacing in mm."
+        )
+
+
+def check_same_grid(path: Path, grid: Grid, image_path: Path, image_grid: Grid) -> None:
+    """Refuse a file that does not lie on the grid of the case's first image.
+
+    Raises:
+        InputError: naming both files and the difference.
+    """
+    difference = grid_difference(image_grid, grid)
+    if difference:
+        raise InputError(
+            f"{path} lies on another grid than {image_path}: {difference}; resample it or check the series."
         )
 
 

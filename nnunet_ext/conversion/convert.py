@@ -20,6 +20,7 @@ from nnunet_ext.conversion.record import CaseRecord, record_of, stamp_of
 from nnunet_ext.conversion.report import failures_as_text, report_of
 from nnunet_ext.conversion.source import Case, Source
 from nnunet_ext.conversion.splits import patient_splits
+from nnunet_ext.conversion.treatment import Say, treat_case, treatment_as_json
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import write_json
@@ -144,6 +145,8 @@ def _signature(source: Source) -> dict[str, Any]:
         "channels": list(source.channels),
         "values": {str(k): v for k, v in source.values.items()},
         "unlisted_is_background": source.unlisted_is_background,
+        "treatment": treatment_as_json(source.treatment),
+        "facts": dict(source.facts),
     }
 
 
@@ -152,9 +155,10 @@ def _convert_cases(source: Source, workplace: Workplace, *, quiet: bool) -> tupl
     failed: dict[str, str] = {}
     seen: dict[str, str] = {}
     workplace.keep_only({case.identifier for case in source.cases})
-    for case in tqdm(source.cases, desc="convert", unit="case", disable=quiet):
+    bar = tqdm(source.cases, desc="convert", unit="case", disable=quiet)
+    for case in bar:
         try:
-            record = _convert_case(case, source, workplace, seen)
+            record = _convert_case(case, source, workplace, seen, bar.set_postfix_str)
         except InputError as error:
             workplace.forget(case.identifier)
             failed[case.identifier] = str(error)
@@ -164,7 +168,7 @@ def _convert_cases(source: Source, workplace: Workplace, *, quiet: bool) -> tupl
     return records, failed
 
 
-def _convert_case(case: Case, source: Source, workplace: Workplace, seen: dict[str, str]) -> CaseRecord:
+def _convert_case(case: Case, source: Source, workplace: Workplace, seen: dict[str, str], say: Say) -> CaseRecord:
     missing = [path for path in case.files if not path.is_file()]
     if missing:
         raise InputError(f"{missing[0]} does not exist.")
@@ -173,7 +177,7 @@ def _convert_case(case: Case, source: Source, workplace: Workplace, seen: dict[s
         _check_new(case, done, seen)
         return done
     workplace.forget(case.identifier)
-    loaded = load_case(case, source)
+    loaded = treat_case(load_case(case, source), case, source, say)
     record = record_of(case, loaded, source)
     _check_new(case, record, seen)
     _write_case(workplace.folder, record, loaded)
@@ -242,5 +246,12 @@ def dataset_json(source: Source, training_cases: int) -> dict[str, Any]:
             "source": source.name,
             "converter_version": source.version,
             "swap_pairs": [list(pair) for pair in swap_pairs(source.organs)],
+            **_treatment_entries(source),
         },
     }
+
+
+def _treatment_entries(source: Source) -> dict[str, Any]:
+    """The steps that a new patient needs as well, and the converter's own facts."""
+    steps = treatment_as_json(source.treatment)["steps"]
+    return {**({"preprocessing": steps} if steps else {}), **source.facts}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nnunet_ext.conversion.source import NiftiCase, is_nifti, stem
@@ -33,6 +34,74 @@ def paired_cases(folder: Path, channels: int = 1) -> Iterator[NiftiCase]:
     if (folder / TEST_FOLDER).is_dir():
         for case, files in _by_case(folder / TEST_FOLDER, _endings(channels)).items():
             yield NiftiCase(case, tuple(files), fault=_channel_fault(case, files, channels))
+
+
+def channel_cases(
+    folder: Path, channels: Mapping[str, Sequence[str]], organs: Collection[str], label: str = "label"
+) -> Iterator[NiftiCase]:
+    """Cases of a folder with one folder per case and one file per channel; or of ``images/`` and ``labels/``.
+
+    A case folder holds a file of every channel, and the label map or one 0/1 file per organ (the label map
+    counts where both are there); a case with neither becomes a test case.
+
+    Args:
+        folder: Source folder; case folders may lie deeper.
+        channels: Channel name to the file names (without ending) that it may have.
+        organs: Names that a 0/1 file may have.
+        label: Name of the label map.
+
+    Raises:
+        InputError: ``images/`` stands there without ``labels/``, or empty.
+    """
+    if any((folder / name).is_dir() for name in IMAGE_FOLDERS):
+        yield from (_naming_what_is_missing(case, channels) for case in paired_cases(folder, len(channels)))
+        return
+    known = {name for names in channels.values() for name in names}
+    for case_folder in sorted({path.parent for path in folder.rglob("*") if is_nifti(path) and stem(path) in known}):
+        yield _case_in(case_folder, channels, organs, label)
+
+
+def _case_in(folder: Path, channels: Mapping[str, Sequence[str]], organs: Collection[str], label: str) -> NiftiCase:
+    images = {channel: _named(folder, names) for channel, names in channels.items()}
+    labels = _named(folder, (label,))
+    drawn = {organ: _named(folder, (organ,)) for organ in organs}
+    return NiftiCase(
+        identifier=folder.name,
+        images=tuple(path for files in images.values() for path in files[:1]),
+        label=labels[0] if labels else None,
+        fault=_missing_fault(folder, images, channels) or _double_fault([*images.values(), labels, *drawn.values()]),
+        organs={} if labels else {organ: files[0] for organ, files in drawn.items() if files},
+    )
+
+
+def _naming_what_is_missing(case: NiftiCase, channels: Mapping[str, Sequence[str]]) -> NiftiCase:
+    """The case of ``images/`` with a fault that says which channel has no file."""
+    have = {stem(path) for path in case.images}
+    wanted = {channel: f"{case.identifier}_{i:04d}" for i, channel in enumerate(channels)}
+    missing = [channel for channel, name in wanted.items() if name not in have]
+    if not case.images or not missing:
+        return case
+    files = ", ".join(f"{case.images[0].parent / wanted[channel]}.nii.gz" for channel in missing)
+    return replace(case, fault=f"case {case.identifier} has no {' and no '.join(missing)}; expected {files}.")
+
+
+def _missing_fault(folder: Path, images: Mapping[str, list[Path]], channels: Mapping[str, Sequence[str]]) -> str:
+    missing = [channel for channel, files in images.items() if not files]
+    if not missing:
+        return ""
+    wanted = ", ".join(f"{folder / channels[channel][0]}.nii.gz" for channel in missing)
+    return f"case {folder.name} has no {' and no '.join(missing)}; expected {wanted}."
+
+
+def _double_fault(files: Sequence[list[Path]]) -> str:
+    for found in files:
+        if len(found) > 1:
+            return f"{found[0]} lies beside {found[1].name}; keep one."
+    return ""
+
+
+def _named(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [path for name in names for ending in (".nii.gz", ".nii") if (path := folder / f"{name}{ending}").is_file()]
 
 
 def other_files(folder: Path) -> list[str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.conversion.checks import read_checked_image, renumber_labels
+from nnunet_ext.conversion.checks import check_same_grid, read_checked_image, renumber_labels
 from nnunet_ext.conversion.loaded_case import LoadedCase
-from nnunet_ext.conversion.orientation import axis_codes, to_lps
+from nnunet_ext.conversion.organ_files import paint_organs
 from nnunet_ext.conversion.source import Case, NiftiCase, Source, SparseCase
 from nnunet_ext.conversion.sparse import load_sparse_case
+from nnunet_ext.conversion.treatment import move_onto
 from nnunet_ext.errors import InputError
-from nnunet_ext.geometry import Grid, grid_difference
+from nnunet_ext.geometry import Grid
 from nnunet_ext.io.nifti import read_labels
+from nnunet_ext.io.orientation import axis_codes, to_lps
 
 
 def load_case(case: Case, source: Source) -> LoadedCase:
@@ -38,6 +40,9 @@ def _load_nifti_case(case: NiftiCase, source: Source) -> LoadedCase:
         labels, dropped = _read_label_map(case.label, case.images[0], grid, source)
         notes += dropped
         contoured = tuple(int(v) for v in np.unique(labels) if v)
+    elif case.organs:
+        labels, contoured, overlaps = paint_organs(case.organs, case.images[0], grid, source.organs)
+        notes += overlaps
     turned = [to_lps(image, grid) for image in images]
     return LoadedCase(
         images=tuple(image for image, _ in turned),
@@ -50,25 +55,22 @@ def _load_nifti_case(case: NiftiCase, source: Source) -> LoadedCase:
 
 
 def _read_channels(case: NiftiCase, source: Source) -> tuple[list[NDArray[np.float32]], Grid, list[str]]:
-    images, grids, notes = [], [], []
+    images: list[NDArray[np.float32]] = []
+    grids: list[Grid] = []
+    notes: list[str] = []
     for path, modality in zip(case.images, source.channels, strict=True):
         image, grid, repairs = read_checked_image(path, modality)
+        if images and source.treatment.register:
+            image, grid, found = move_onto(images[0], grids[0], image, grid, str(path))
+            repairs += found
         images.append(image)
         grids.append(grid)
         notes += [f"{modality}: {repair}" for repair in repairs]
-        _check_same_grid(path, grid, case.images[0], grids[0])
+        check_same_grid(path, grid, case.images[0], grids[0])
     return images, grids[0], notes
 
 
 def _read_label_map(path: Path, image_path: Path, grid: Grid, source: Source) -> tuple[NDArray[np.uint16], list[str]]:
     labels, label_grid = read_labels(path)
-    _check_same_grid(path, label_grid, image_path, grid)
+    check_same_grid(path, label_grid, image_path, grid)
     return renumber_labels(labels, source.values, str(path), unlisted_is_background=source.unlisted_is_background)
-
-
-def _check_same_grid(path: Path, grid: Grid, image_path: Path, image_grid: Grid) -> None:
-    difference = grid_difference(image_grid, grid)
-    if difference:
-        raise InputError(
-            f"{path} lies on another grid than {image_path}: {difference}; resample it or check the series."
-        )

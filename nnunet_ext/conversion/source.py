@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_ext.errors import InputError
+
 ENDINGS = (".nii.gz", ".nii")
 
 
@@ -21,21 +23,22 @@ class Option:
     Args:
         flag: Long flag, such as ``--labels``; the keyword is the same with underscores.
         help: One sentence for ``--help``.
-        default: Text used when the flag is absent; None means not given.
+        default: Text used when the flag is absent; None means not given; True or False make it a switch, such as
+            ``--couch/--no-couch``.
         required: The conversion makes no sense without it.
         choices: Allowed texts; empty means any.
     """
 
     flag: str
     help: str
-    default: str | None = None
+    default: str | bool | None = None
     required: bool = False
     choices: tuple[str, ...] = ()
 
     @property
     def keyword(self) -> str:
         """Name of the argument that carries the value."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        return self.flag.partition("/")[0].removeprefix("--").replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class NiftiCase:
     Args:
         identifier: Name of the case in the dataset.
         images: One file per channel, in channel order.
-        label: The label map; None makes it a test case (imagesTs).
+        label: The label map; None (and no organs) makes it a test case (imagesTs).
         patient: Cases of one patient share a fold; empty means one patient per case.
         fault: What is wrong with the set of files, seen before any is read; the case is then reported, not
             read.
+        organs: Organ name to its own 0/1 file, instead of a label map; an organ without a file was not
+            contoured.
     """
 
     identifier: str
@@ -56,11 +61,12 @@ class NiftiCase:
     label: Path | None = None
     patient: str = ""
     fault: str = ""
+    organs: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that belong to the case."""
-        return (*self.images, self.label) if self.label else self.images
+        return (*self.images, *((self.label,) if self.label else ()), *self.organs.values())
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,22 @@ Case = NiftiCase | SparseCase
 
 
 @dataclass(frozen=True)
+class Treatment:
+    """What is done to the voxels beyond reading them (see ``conversion.treatment``).
+
+    Args:
+        steps: Channel name to the names of its preprocessing steps; new patients get the same.
+        register: Move every further channel rigidly onto the first.
+        min_overlap: Least Dice of the head in the first channel (a CT) and in each further one; 0 checks
+            nothing.
+    """
+
+    steps: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    register: bool = False
+    min_overlap: float = 0.0
+
+
+@dataclass(frozen=True)
 class Source:
     """A source dataset as its converter describes it.
 
@@ -113,6 +135,8 @@ class Source:
             case.
         version: Raised when the converter would write something else for the same files.
         notes: What the report should say about the whole folder.
+        treatment: Preprocessing and registration; the default changes no voxel.
+        facts: Further entries of dataset.json's block ``nnunet_ext``.
     """
 
     name: str
@@ -127,6 +151,8 @@ class Source:
     unlisted_is_background: bool = False
     version: int = 1
     notes: Sequence[str] = field(default_factory=tuple)
+    treatment: Treatment = field(default_factory=Treatment)
+    facts: Mapping[str, bool | str] = field(default_factory=dict)
 
     @property
     def values(self) -> Mapping[int, int]:
@@ -153,3 +179,18 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
     """Cases sorted by identifier, numbers as numbers."""
     return tuple(sorted(cases, key=lambda case: natural_key(case.identifier)))
+
+
+def number_from(flag: str, text: str, low: float, high: float) -> float:
+    """The number given to an option.
+
+    Raises:
+        InputError: no number, or outside the range.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise InputError(f"{flag} {text!r} must be a number from {low:g} to {high:g}.")
+    return value

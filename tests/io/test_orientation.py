@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnunet_ext.conversion.orientation import axis_codes, from_lps, to_lps
+from nnunet_ext.io.orientation import axis_codes, from_lps, to_lps
 from nnunet_ext.geometry import Grid
 
 SHAPE = (4, 5, 6)

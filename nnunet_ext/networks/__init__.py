@@ -1,0 +1,1 @@
+"""Networks that plans name by dotted path: torch only, one architecture per file."""
