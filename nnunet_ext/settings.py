@@ -37,6 +37,14 @@ class TrainerSettings(BaseModel):
         limit_rotation: Limit in-plane rotation to ±15° where it would reach ±90°, which makes the anterior-posterior
             mirror legal again.
         mirror_at_prediction: Average over the legal mirrors at prediction; off is 2 to 8 times faster.
+        loss: "dice_ce" (Dice + cross-entropy, nnU-Net's) or "dice" (soft Dice alone, epsilon 1e-5, mean over organs).
+        early_stop: Epochs without a new best running Dice (the EMA of the pseudo Dice) after which training ends as if
+            that epoch were the last; None trains all epochs.
+        augmentation: "full" (nnU-Net's) or "flips_noise" (mirrors and Gaussian noise alone).
+        mirror: Axes that trainers which know left from right may mirror. "legal": never across left-right. "auto":
+            across as well where the dataset has one organ and that organ has no side (OpticChiasm), because a binary
+            network cannot confuse what it does not tell apart. "all": across as well for any dataset without a
+            left-right pair; right for one sided organ (Lens_L) only in a region that leaves its partner out.
         cpu_threads: Threads of one CPU training; None leaves torch's choice.
     """
 
@@ -57,6 +65,10 @@ class TrainerSettings(BaseModel):
     seed: int = Field(12345, ge=0, lt=2**31)
     limit_rotation: bool = False
     mirror_at_prediction: bool = True
+    loss: Literal["dice_ce", "dice"] = "dice_ce"
+    early_stop: int | None = Field(None, gt=0)
+    augmentation: Literal["full", "flips_noise"] = "full"
+    mirror: Literal["legal", "auto", "all"] = "legal"
     cpu_threads: int | None = Field(None, gt=0)
 
 

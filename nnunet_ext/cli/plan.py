@@ -9,21 +9,27 @@ import click
 @click.option("-d", "dataset_id", type=int, required=True, help="Number of the dataset.")
 @click.option("--preset", type=click.Choice(["default", "cpu"]), default="default", show_default=True,
               help="cpu: small networks and patches that learn in minutes on two cores.")  # fmt: skip
+@click.option("--network", type=click.Choice(["plain", "context", "original"]), default="plain", show_default=True,
+              help="plain: nnU-Net's; context: residual, for regions; original: the 3D U-Net of 2016.")  # fmt: skip
 @click.option(
     "--axial/--no-axial", default=True, show_default=True, help="Keep the head-foot axis first (axial slices)."
 )
 @click.option("-c", "configurations", multiple=True, default=("2d", "3d_fullres"), show_default=True,
               help="Configurations to preprocess.")  # fmt: skip
 @click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB (preset default).")
-@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt or nnUNetPlansExtCPU.")
+@click.option("--spacing-mm", type=click.FloatRange(min=0, min_open=True), nargs=3, metavar="Z Y X",
+              help="Voxel size to resample to; default nnU-Net's choice.")  # fmt: skip
+@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU][Context|Original].")
 @click.option("-np", "processes", type=int, default=2, show_default=True, help="Worker processes.")
 @click.option("--no-pp", "no_preprocessing", is_flag=True, help="Plan only, do not preprocess.")
 def command(
     dataset_id: int,
     preset: str,
+    network: str,
     axial: bool,
     configurations: tuple[str, ...],
     gpu_gb: float | None,
+    spacing_mm: tuple[float, float, float] | None,
     plans_name: str | None,
     processes: int,
     no_preprocessing: bool,
@@ -32,7 +38,8 @@ def command(
     from nnunet_ext.planning.plan import make_fingerprint, make_plans, preprocess
 
     make_fingerprint(dataset_id, processes)
-    name = make_plans(dataset_id, preset, axial=axial, gpu_gb=gpu_gb, plans_name=plans_name)
+    name = make_plans(dataset_id, preset, axial=axial, gpu_gb=gpu_gb, plans_name=plans_name, spacing_mm=spacing_mm,
+                      network=network)  # fmt: skip
     if not no_preprocessing:
         preprocess(dataset_id, name, configurations, processes)
     click.echo(

@@ -17,9 +17,21 @@ from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.planning.axial import ExtPlanner
 from nnunet_ext.planning.cpu import ExtPlannerCPU
+from nnunet_ext.planning.networks import (
+    ExtPlannerContext,
+    ExtPlannerCPUContext,
+    ExtPlannerCPUOriginal,
+    ExtPlannerOriginal,
+)
+from nnunet_ext.preprocessing.windows import ct_normalization_numbers
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
 
-PRESETS: dict[str, type[ExtPlanner]] = {"default": ExtPlanner, "cpu": ExtPlannerCPU}
+PLANNERS: dict[str, dict[str, type[ExtPlanner]]] = {
+    "plain": {"default": ExtPlanner, "cpu": ExtPlannerCPU},
+    "context": {"default": ExtPlannerContext, "cpu": ExtPlannerCPUContext},
+    "original": {"default": ExtPlannerOriginal, "cpu": ExtPlannerCPUOriginal},
+}
+"""Network (PlainConvUNet, ContextUNet, OriginalUNet) and preset to planner."""
 
 
 def dataset_name(dataset_id: int) -> str:
@@ -50,15 +62,20 @@ def make_plans(
     axial: bool = True,
     gpu_gb: float | None = None,
     plans_name: str | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    network: str = "plain",
 ) -> str:
     """Plan a dataset whose fingerprint exists.
 
     Args:
         dataset_id: Number of the dataset.
-        preset: Key of PRESETS.
+        preset: "default" (nnU-Net's planner) or "cpu".
         axial: Keep the head-foot axis first.
         gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB. The cpu preset ignores it.
         plans_name: Name of the plans; None is the planner's own.
+        spacing_mm: Voxel size (Z, Y, X) of the 3D configuration; None is nnU-Net's choice. Coarse voxels make a cheap
+            localiser that sees the whole image at once.
+        network: "plain", "context" or "original"; key of PLANNERS.
 
     Returns:
         Name of the plans written.
@@ -66,8 +83,10 @@ def make_plans(
     os.environ.setdefault("nnUNet_n_proc_DA", "1")
     if os.environ["nnUNet_n_proc_DA"] == "0":
         os.environ["nnUNet_n_proc_DA"] = "1"  # the planner crashes on 0
-    kind = PRESETS[preset]
+    kind = PLANNERS[network][preset]
     options: dict[str, Any] = {} if gpu_gb is None else {"gpu_memory_target_in_gb": gpu_gb}
+    if spacing_mm is not None:
+        options["overwrite_target_spacing"] = tuple(map(float, spacing_mm))  # nnU-Net refuses whole numbers
     planner = kind(dataset_id, plans_name=plans_name or kind.default_plans_name, **options)
     planner.keep_axial = axial
     planner.plan_experiment()
@@ -82,10 +101,10 @@ def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mappi
         plans_name: Name of its plans.
         configuration: Which configuration.
         wanted: ``patch_size``, ``base_features``, ``max_features``, ``resampling`` (False: every image keeps its
-            grid) and ``normalization``, as in ``recipe.schema.Planning``.
+            grid), ``normalization`` and ``window_hu``, as in ``recipe.schema.Planning``.
 
     Raises:
-        InputError: unknown configuration.
+        InputError: unknown configuration, or a window without a CT channel.
     """
     path, plans = _plans(dataset_id, plans_name, configuration)
     before = copy.deepcopy(plans)
@@ -103,8 +122,26 @@ def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mappi
             settings[f"resampling_fn_{kind}_kwargs"] = {}
     if wanted.get("normalization"):
         settings["normalization_schemes"] = [wanted["normalization"]] * len(settings["normalization_schemes"])
+    if wanted.get("window_hu"):
+        _set_window(plans, *wanted["window_hu"])
     if plans != before:
         write_json(path, plans)
+
+
+def _set_window(plans: dict[str, Any], low: float, high: float) -> None:
+    """Give nnU-Net's CTNormalization a window instead of the percentiles that it measured.
+
+    Raises:
+        InputError: no channel is normalised as CT.
+    """
+    schemes = [scheme for c in plans["configurations"].values() for scheme in c.get("normalization_schemes", [])]
+    if "CTNormalization" not in schemes:
+        raise InputError(f"{plans['plans_name']} has no channel that is normalised as CT, so window_hu has no meaning.")
+    numbers = ct_normalization_numbers(low, high)
+    for configuration in plans["configurations"].values():
+        for channel, scheme in enumerate(configuration.get("normalization_schemes", [])):
+            if scheme == "CTNormalization":
+                plans["foreground_intensity_properties_per_channel"][str(channel)].update(numbers)
 
 
 def _replan_patch(settings: dict[str, Any], patch: list[int]) -> None:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import atomic_path
+from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
 from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
 
 RANK_STRIDE = 100_003
 """Distance between the seeds of two ranks; more than any number of epochs."""
+
+CASES_FILE = "cases.json"
+"""In the folder of a fold: the cases that its training used, as ``{"train": [...], "val": [...]}``."""
+
+
+class EarlyStop(Exception):  # noqa: N818 (a decision, no error)
+    """Raised at the start of an epoch that is not to be trained any more."""
 
 
 class nnUNetTrainerExt(nnUNetTrainer):
@@ -44,6 +55,7 @@ class nnUNetTrainerExt(nnUNetTrainer):
     _best_ema: float | None
 
     iteration = 0
+    cases: dict[str, list[str]] | None = None
 
     def __init__(
         self,
@@ -84,7 +96,57 @@ class nnUNetTrainerExt(nnUNetTrainer):
         """Start epoch ``e`` as a resumed run does: from ``seed + e`` and the logged numbers of a checkpoint."""
         self.seed_everything(self.settings.seed + self.current_epoch)
         self.logger.load_checkpoint(plain(self.logger.get_checkpoint()))  # float32 scalars would round otherwise
+        self._stop_early()
         super().on_epoch_start()
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def run_training(self) -> None:
+        """As stock; a training that stops early ends as one that reached its last epoch."""
+        try:
+            super().run_training()
+        except EarlyStop:
+            self.on_train_end()
+
+    def _stop_early(self) -> None:
+        """Decide from the logged history alone, before an epoch, so that a continued run decides the same.
+
+        Raises:
+            EarlyStop: there is nothing to gain.
+        """
+        limit = self.settings.early_stop
+        if limit is not None and (waited := epochs_without_best(self.logger.get_value("ema_fg_dice", None))) >= limit:
+            self.print_to_log_file(
+                f"Stopping early after epoch {self.current_epoch - 1}: no new best for {waited} epochs."
+            )
+            raise EarlyStop
+
+    # --- which cases -------------------------------------------------------------------------------------------------
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """As stock; remembers the cases for ``cases.json``."""
+        datasets = super().get_tr_and_val_datasets()
+        self.cases = {name: sorted(data.identifiers) for name, data in zip(("train", "val"), datasets, strict=True)}
+        return datasets
+
+    def on_train_start(self) -> None:
+        """As stock; writes ``cases.json``, so that anyone can tell which predictions are out-of-fold."""
+        super().on_train_start()
+        if self.local_rank == 0 and self.cases is not None:
+            path = Path(self.output_folder, CASES_FILE)
+            before = read_json(path)["train"] if self.current_epoch > 0 and path.exists() else []
+            if set(before) - set(self.cases["train"]):
+                self.print_to_log_file("The split has changed since this training began; cases.json keeps both.")
+            write_json(path, {**self.cases, "train": sorted({*before, *self.cases["train"]})})
+
+    # --- loss --------------------------------------------------------------------------------------------------------
+
+    def _build_loss(self) -> torch.nn.Module:
+        """Stock's loss; for "dice" with a weight of zero on its cross-entropy, so regions and ignore label stay."""
+        loss = super()._build_loss()
+        if self.settings.loss == "dice":
+            getattr(loss, "loss", loss).weight_ce = 0
+        return loss
 
     # --- optimiser ---------------------------------------------------------------------------------------------------
 
@@ -124,16 +186,21 @@ class nnUNetTrainerExt(nnUNetTrainer):
             if isinstance(inner, GaussianBlurTransform):
                 inner.benchmark = False  # it would pick convolution or FFT by timing: other bits at every run
         where = next(i for i, t in enumerate(composed.transforms) if isinstance(t, RemoveLabelTansform))
-        return ComposeTransforms([*composed.transforms[:where], *self.own_transforms(), *composed.transforms[where:]])
+        before = composed.transforms[:where]
+        if self.settings.augmentation == "flips_noise":
+            before = flips_and_noise(before)
+        return ComposeTransforms([*before, *self.own_transforms(), *composed.transforms[where:]])
 
     def own_transforms(self) -> list[BasicTransform]:
         """Transforms that a subclass adds; labels are integers there, padding is −1."""
         return []
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """As stock; without ``mirror_at_prediction`` no axis is stored for test-time mirroring."""
+        """As stock; "flips_noise" rotates nothing, and reads no more than the patch."""
         choice = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.store_prediction_axes(choice[-1])
+        if self.settings.augmentation == "flips_noise":
+            return (0.0, 0.0), False, list(self.configuration_manager.patch_size), choice[-1]
         return choice
 
     def store_prediction_axes(self, axes: tuple[int, ...]) -> None:
@@ -233,6 +300,31 @@ class nnUNetTrainerExt(nnUNetTrainer):
         super().on_train_end()
         if self.local_rank == 0:
             previous_of(Path(self.output_folder, "checkpoint_latest.pth")).unlink(missing_ok=True)
+
+
+def epochs_without_best(history: Sequence[float]) -> int:
+    """Epochs since the last one that was better than all before it; a score that is not a number is never better."""
+    best, when = -float("inf"), -1
+    for epoch, score in enumerate(history):
+        if score > best:
+            best, when = score, epoch
+    return len(history) - 1 - when
+
+
+def flips_and_noise(transforms: Iterable[BasicTransform]) -> list[BasicTransform]:
+    """Of nnU-Net's augmentation what crops, mirrors, masks and adds Gaussian noise; without rotation and scaling.
+
+    Args:
+        transforms: nnU-Net's list up to the removal of the padding label; every random one there is augmentation.
+    """
+    kept = []
+    for transform in transforms:
+        if isinstance(transform, RandomTransform) and not isinstance(transform.transform, GaussianNoiseTransform):
+            continue
+        if isinstance(transform, SpatialTransform):  # stays, because it also crops to the patch
+            transform.p_rotation = transform.p_scaling = 0.0
+        kept.append(transform)
+    return kept
 
 
 def is_latest(path: Path) -> bool:

@@ -6,6 +6,7 @@ Mirroring an axis of a plane that is also rotated by 180° equals mirroring the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import LEFT_RIGHT, MAX_OBLIQUE_DEG, body_axis
+from nnunet_ext.labels import tg263_name
 
 
 def direction_of(properties: Mapping[str, Any]) -> tuple[float, ...] | None:
@@ -58,6 +60,11 @@ def lateral_axis(directions: Mapping[str, Sequence[float] | None], transpose_for
         groups = "; ".join(f"axis {axis}: {', '.join(cases[:5])}" for axis, cases in sorted(found.items()))
         raise InputError(f"the cases disagree on the left-right axis ({groups}); convert them to one orientation.")
     return next(iter(found))
+
+
+def has_side(organ: str) -> bool:
+    """Whether a name says left or right: a suffix after TG-263, a known spelling, or the word; in doubt yes."""
+    return bool(re.search(r"left|right|(^|[^a-z])[lr]([^a-z]|$)", f"{organ} {tg263_name(organ)}".lower()))
 
 
 def rotated_plane(dim: int, dummy_2d: bool) -> tuple[int, ...]:

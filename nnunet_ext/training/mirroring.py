@@ -11,9 +11,9 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.labels import swap_pairs
+from nnunet_ext.labels import partner, swap_pairs
 from nnunet_ext.training.base import nnUNetTrainerExt
-from nnunet_ext.training.laterality import direction_of, lateral_axis, legal_mirror_axes, rotated_plane
+from nnunet_ext.training.laterality import direction_of, has_side, lateral_axis, legal_mirror_axes, rotated_plane
 from nnunet_ext.transforms.mirror import MirrorSwapTransform
 
 LIMITED_ROTATION_DEG = 15.0
@@ -26,12 +26,13 @@ class nnUNetTrainerExtNoMirror(nnUNetTrainerExt):
     Use it when organs have a side. The left-right axis comes from the cases' direction cosines and the plans'
     transpose; the anterior-posterior mirror is dropped as well where in-plane rotation reaches ±90°
     (flip_y ∘ R180 = flip_x), unless ``limit_rotation`` keeps rotation at ±15°. The checkpoint carries the legal
-    axes, so ``nnUNetv2_predict`` obeys.
+    axes, so ``nnUNetv2_predict`` obeys. The setting ``mirror`` frees datasets whose only organ has no side.
 
     Source: Combined U-Net, StructSeg 2019 ("no x mirroring for 2D and 3D"); the ±90° rule is ours.
 
     Raises:
-        InputError: a case without orientation, more than 20° oblique, or cases that disagree; all named.
+        InputError: a case without orientation, more than 20° oblique, or cases that disagree; all named. ``mirror``
+            is "all" although the dataset has a left-right pair.
     """
 
     lateral: int | None = None
@@ -49,7 +50,9 @@ class nnUNetTrainerExtNoMirror(nnUNetTrainerExt):
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Stock's choice with the mirror axes restricted to the legal ones."""
-        rotation, dummy_2d, initial_patch_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        rotation, dummy_2d, initial_patch_size, every = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
         self.lateral = self.find_lateral_axis()
         patch_size = self.configuration_manager.patch_size
         dim = len(patch_size)
@@ -60,12 +63,28 @@ class nnUNetTrainerExtNoMirror(nnUNetTrainerExt):
             if dummy_2d:
                 initial_patch_size[0] = patch_size[0]
         legal = legal_mirror_axes(dim, self.lateral, dummy_2d, math.degrees(rotation[1]))
+        if self.mirrors_freely():
+            legal = tuple(every)
         self.store_prediction_axes(legal)
         self.print_to_log_file(
             f"left-right is axis {self.lateral} of the transposed array; rotation ±{math.degrees(rotation[1]):.0f}°; "
             f"mirror axes of the patch: {legal or 'none'}"
         )
         return rotation, dummy_2d, initial_patch_size, legal
+
+    def mirrors_freely(self) -> bool:
+        """Whether the setting ``mirror`` and the organs of the dataset allow to mirror across left-right."""
+        organs = [name for name in self.dataset_json["labels"] if name not in ("background", "ignore")]
+        if self.settings.mirror != "all":
+            return self.settings.mirror == "auto" and len(organs) == 1 and not has_side(organs[0])
+        pairs = [name for name in organs if partner(name) in organs]
+        if pairs or self.dataset_json.get("nnunet_ext", {}).get("swap_pairs"):
+            raise InputError(
+                f'mirror is "all", but {self.plans_manager.dataset_name} has organs on both sides '
+                f"({', '.join(pairs) or 'nnunet_ext.swap_pairs'}), which would be confused; "
+                'use "legal", or train with nnUNetTrainerExtMirrorSwap.'
+            )
+        return True
 
     def checkpoint_content(self) -> dict[str, Any]:
         """As the base, with the left-right axis."""

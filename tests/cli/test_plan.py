@@ -31,6 +31,19 @@ def test_plans_are_written_and_preprocessed_as_asked_and_the_next_command_is_nam
     assert not (world.preprocessed / plans["configurations"]["3d_fullres"]["data_identifier"]).exists()
 
 
+def test_network_and_voxel_size_reach_the_plans(world: SimpleNamespace) -> None:
+    done = nnunet_ext(
+        world,
+        *("plan", "-d", "901", "--preset", "cpu", "--network", "context", "--spacing-mm", "6", "2.5", "2", "--no-pp"),
+    )
+    assert done.returncode == 0, done.stderr
+    plans = json.loads((world.preprocessed / "nnUNetPlansExtCPUContext.json").read_text())
+    whole = plans["configurations"]["3d_fullres"]
+    assert whole["spacing"] == [6.0, 2.5, 2.0]
+    assert whole["architecture"]["network_class_name"] == "nnunet_ext.networks.context_unet.ContextUNet"
+    (world.preprocessed / "nnUNetPlansExtCPUContext.json").unlink()
+
+
 def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(world: SimpleNamespace) -> None:
     done = nnunet_ext(world, "plan", "-d", "99")
     assert done.returncode == 2
@@ -41,7 +54,16 @@ def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(wo
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["-d", "eleven"], ["-d", "11", "--preset", "gpu"], ["-d", "11", "--gpu-gb", "much"]]
+    "options",
+    [
+        [],
+        ["-d", "eleven"],
+        ["-d", "11", "--preset", "gpu"],
+        ["-d", "11", "--gpu-gb", "much"],
+        ["-d", "11", "--network", "transformer"],
+        ["-d", "11", "--spacing-mm", "3", "1"],
+        ["-d", "11", "--spacing-mm", "3", "1", "0"],
+    ],
 )
 def test_wrong_options_are_usage_errors(options: list[str]) -> None:
     assert CliRunner().invoke(command, options).exit_code == 2
@@ -49,5 +71,6 @@ def test_wrong_options_are_usage_errors(options: list[str]) -> None:
 
 def test_help_names_every_option() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
-    for option in ("-d", "--preset", "--axial / --no-axial", "-c", "--gpu-gb", "-p", "-np", "--no-pp"):
+    options = ["-d", "--preset", "--network", "--axial / --no-axial", "-c", "--gpu-gb", "--spacing-mm", "-p", "-np"]
+    for option in [*options, "--no-pp"]:
         assert option in text
