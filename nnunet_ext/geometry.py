@@ -88,6 +88,12 @@ class Box:
         z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
+    def shifted(self, by: Sequence[int]) -> Box:
+        """The same box moved by whole voxels (z, y, x)."""
+        z0, y0, x0 = (a + int(d) for a, d in zip(self.start, by, strict=True))
+        z1, y1, x1 = (b + int(d) for b, d in zip(self.stop, by, strict=True))
+        return Box((z0, y0, x0), (z1, y1, x1))
+
     @classmethod
     def around(cls, centre: Sequence[float], shape: Sequence[int]) -> Box:
         """The box of ``shape`` whose voxel ``shape // 2`` is the rounded ``centre`` (z, y, x); never shifted."""

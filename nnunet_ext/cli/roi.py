@@ -12,6 +12,13 @@ import click
 @click.option("--organs", multiple=True, required=True, help="Organ of the region; repeat, or separate by commas.")
 @click.option("--size-mm", type=float, nargs=3, help="Edge lengths Z Y X in mm.")
 @click.option("--size-vox", type=int, nargs=3, help="Edge lengths Z Y X in voxels.")
+@click.option(
+    "--margin-mm", type=float, nargs=3, help="Region that follows the located organ, this much larger per side."
+)
+@click.option("--margin-auto", is_flag=True, help="The same, margins from what the model missed on the training cases.")
+@click.option("--flip-right", is_flag=True, help="One network for both sides: the right one's regions are mirrored.")
+@click.option("--plausible-mm", type=float, default=60.0, show_default=True,
+              help="Centres this close to the organ's usual place are never refused.")  # fmt: skip
 @click.option("--from", "origin", required=True, help='Folder of a trained model (Trainer__Plans__conf), or "truth".')
 @click.option("--fallback", multiple=True, help="Folder of a trained model to ask where the first finds nothing.")
 @click.option("--jitter-vox", type=float, nargs=3, default=(1.0, 2.0, 2.0), show_default=True,
@@ -27,6 +34,10 @@ def command(
     organs: tuple[str, ...],
     size_mm: tuple[float, float, float] | None,
     size_vox: tuple[int, int, int] | None,
+    margin_mm: tuple[float, float, float] | None,
+    margin_auto: bool,
+    flip_right: bool,
+    plausible_mm: float,
     origin: str,
     fallback: tuple[str, ...],
     jitter_vox: tuple[float, float, float],
@@ -40,15 +51,21 @@ def command(
     """
     from tqdm import tqdm
 
-    from nnunet_ext.roi.derivation import derive_numbered, retention_lines
+    from nnunet_ext.roi.derivation import derive_numbered
     from nnunet_ext.roi.region import region_of
+    from nnunet_ext.roi.retention import cut_organs, retention_lines
+
+    if margin_auto and margin_mm:
+        raise click.UsageError("give --margin-mm or --margin-auto, not both.")
 
     region = region_of(
         organs=[organ.strip() for entry in organs for organ in entry.split(",")],
         source=origin, fallback=fallback, size_mm=size_mm, size_vox=size_vox, jitter_vox=jitter_vox, copies=copies,
-        seed=seed,
+        seed=seed, margin_mm="auto" if margin_auto else margin_mm, flip_right=flip_right, plausible_mm=plausible_mm,
     )  # fmt: skip
     folder, sidecar = derive_numbered(source, target, name, region, lambda cases: iter(tqdm(cases, unit="case")))
     for line in retention_lines(sidecar):
         click.echo(line)
+    for line in cut_organs(sidecar):
+        click.echo(f"WARNING {line}; take a larger region before you train on it", err=True)
     click.echo(f"written: {folder}; next: nnunet-ext plan -d {target}")

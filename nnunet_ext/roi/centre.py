@@ -1,8 +1,8 @@
-"""Where a region lies: the centre of an organ in a label map, and what to do when the organ is not there."""
+"""Where an organ lies in a label map, and where the body lies in an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,27 +15,31 @@ NEIGHBOUR_MM = 40.0
 """Other components this close to the largest one belong to the same region (our choice, for paired small organs)."""
 BODY_HU = -300.0
 """Between air and fat; our choice, only used for the box of the body."""
+BODY_VOXELS = 128
+"""Our choice: enough for the box of a body."""
 
 Centre = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Located:
-    """A centre and how it was found.
+class Found:
+    """Where something is in a label map.
 
     Args:
-        centre: Voxel (z, y, x), float.
-        rung: ``located``, ``fallback:<model>`` or ``fallback:body``.
+        centre: Centroid, voxel (z, y, x), float.
+        low: First voxel that it occupies, (z, y, x).
+        high: One past the last.
     """
 
     centre: Centre
-    rung: str
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
 
 
-def centre_of(
+def find(
     labels: NDArray[np.integer], wanted: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
-) -> Centre | None:
-    """Centroid of some organs, or None where they are missing.
+) -> Found | None:
+    """Some organs in a label map, or None where they are missing.
 
     The largest connected component counts, with every other one whose centroid lies within 40 mm of its;
     specks far away do not pull the centre.
@@ -46,7 +50,7 @@ def centre_of(
         spacing_mm: Voxel size (Z, Y, X).
 
     Returns:
-        Voxel (z, y, x), float; None with fewer than 5 voxels.
+        None with fewer than 5 voxels.
     """
     mask = np.isin(labels, wanted)
     if np.count_nonzero(mask) < MIN_VOXELS:
@@ -61,41 +65,35 @@ def centre_of(
     distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
     near = distance_mm <= NEIGHBOUR_MM
     z, y, x = np.average(centroids[near], axis=0, weights=sizes[near])
-    return float(z), float(y), float(x)
+    boxes = [box for box, close in zip(ndimage.find_objects(components), near, strict=True) if close]
+    z0, y0, x0 = (min(box[axis].start for box in boxes) for axis in range(3))
+    z1, y1, x1 = (max(box[axis].stop for box in boxes) for axis in range(3))
+    return Found((float(z), float(y), float(x)), (z0, y0, x0), (z1, y1, x1))
 
 
-def body_box(image: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and one-past-last voxel (z, y, x) of the patient: the largest connected part above −300 HU."""
-    components, count = ndimage.label(image > BODY_HU)
+def centre_of(
+    labels: NDArray[np.integer], wanted: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Centre | None:
+    """Centroid of some organs, voxel (z, y, x), as ``find`` gives it; None where they are missing."""
+    found = find(labels, wanted, spacing_mm)
+    return None if found is None else found.centre
+
+
+def body_box(image: NDArray[np.floating]) -> tuple[Centre, Centre]:
+    """First and one-past-last voxel (z, y, x) of the patient: the largest connected part above −300 HU.
+
+    Axes of more than 128 voxels are looked at in steps, so the box is that coarse there.
+    """
+    step = np.array([max(1, n // BODY_VOXELS) for n in image.shape])
+    components, count = ndimage.label(image[:: step[0], :: step[1], :: step[2]] > BODY_HU)
     if count == 0:
-        return np.zeros(3), np.asarray(image.shape, dtype=np.float64)
+        return (0.0, 0.0, 0.0), _triple(image.shape)
     largest = int(np.argmax(np.bincount(components.ravel())[1:])) + 1
     slices = ndimage.find_objects(components, max_label=largest)[largest - 1]
-    return np.array([s.start for s in slices], dtype=np.float64), np.array([s.stop for s in slices], dtype=np.float64)
+    low = np.array([s.start for s in slices]) * step
+    return _triple(low), _triple(np.minimum(np.array([s.stop for s in slices]) * step, image.shape))
 
 
-def relative_position(centre: Centre, image: NDArray[np.floating]) -> Centre:
-    """Where a centre lies in the box of the body, 0 to 1 per axis (z, y, x)."""
-    low, high = body_box(image)
-    z, y, x = (np.asarray(centre) - low) / (high - low)
-    return float(z), float(y), float(x)
-
-
-def locate(
-    image: NDArray[np.floating],
-    found: Mapping[str, Centre | None],
-    position_in_body: Sequence[float],
-) -> Located:
-    """A centre in any case: the first that was found, else the organ's usual place in the body.
-
-    Args:
-        image: (Z, Y, X) in HU.
-        found: Rung name to centre or None, in the order to try.
-        position_in_body: Mean relative position over the training cases, (z, y, x).
-    """
-    for rung, centre in found.items():
-        if centre is not None:
-            return Located(centre, rung)
-    low, high = body_box(image)
-    z, y, x = low + np.asarray(position_in_body) * (high - low)
-    return Located((float(z), float(y), float(x)), "fallback:body")
+def _triple(values: Sequence[float]) -> Centre:
+    z, y, x = (float(v) for v in values)
+    return z, y, x

@@ -13,59 +13,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.geometry import Grid, grid_difference
+from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
-from nnunet_ext.roi.boxes import crop, kept_fraction, paste
-from nnunet_ext.roi.centre import Centre, Located, centre_of, locate, relative_position
-from nnunet_ext.roi.provenance import FILE_ENDING, HeldOut, held_out_predictions, label_numbers
-from nnunet_ext.roi.region import CENTRE, TRUTH, Region, box_entry, box_from_entry
+from nnunet_ext.io.orientation import to_lps
+from nnunet_ext.roi.boxes import crop, kept_fraction
+from nnunet_ext.roi.chain import Chain, Located, chain_of
+from nnunet_ext.roi.learned import Learned
+from nnunet_ext.roi.pasting import renumbered
+from nnunet_ext.roi.provenance import FILE_ENDING, held_out_predictions, label_numbers
+from nnunet_ext.roi.region import CENTRE, TRUTH, Region, box_entry
+from nnunet_ext.roi.retention import retention
+from nnunet_ext.roi.sides import Part, network_labels, parts_of
+from nnunet_ext.roi.survey import Locator, Survey, learn, survey_case
 
 SIDECAR = "regions.json"
-
-
-@dataclass(frozen=True)
-class Locator:
-    """A trained model that may find the centre of a region.
-
-    Args:
-        name: How recipes and reports call it.
-        folder: Trained model.
-        splits: Its folds.
-        validation: Folder inside a fold's with held-out predictions on whole images.
-    """
-
-    name: str
-    folder: Path
-    splits: Sequence[Mapping[str, Sequence[str]]]
-    validation: str = "validation"
-
-    def labels(self) -> dict[str, int]:
-        """Organ name to label number of its predictions."""
-        return label_numbers(read_json(self.folder / "dataset.json"))
+Splits = Sequence[Mapping[str, Sequence[str]]]
 
 
 @dataclass
-class Derived:
-    """What a derivation did, case by case, for the sidecar and the report."""
+class _Source:
+    """The dataset that regions are cut from.
 
-    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    Args:
+        folder: Its raw folder.
+        channels: Number to name of the channels to keep, in their new order.
+        labels: Organ to label number.
+        cases: Its training cases.
+    """
+
+    folder: Path
+    channels: Mapping[int, str]
+    labels: Mapping[str, int]
+    cases: Sequence[str] = field(default_factory=list)
+
+    def truth(self, case: str) -> tuple[NDArray[np.uint16], Grid]:
+        """Label map in the canonical frame, and its Grid."""
+        return to_lps(*read_labels(self.folder / "labelsTr" / f"{case}{FILE_ENDING}"))
+
+    def channel(self, case: str, number: int) -> NDArray[np.float32]:
+        """One channel in the canonical frame."""
+        path = self.folder / "imagesTr" / f"{case}_{number:04d}{FILE_ENDING}"
+        if not path.exists():
+            raise InputError(f"{path.parent} has no image of case {case}; its labels alone are no training case.")
+        return to_lps(*read_image(path))[0]
 
 
 def derive_dataset(
     source: Path,
     target: Path,
     region: Region,
-    splits: Sequence[Mapping[str, Sequence[str]]],
+    splits: Splits,
     locators: Sequence[Locator] = (),
     progress: Callable[[Sequence[str]], Iterator[str]] = iter,
     channels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Cut the region out of every training case of a dataset.
 
-    Every case gives one unshifted region, which validates, and ``region.copies`` jittered ones, which only train.
-    Folds are inherited case by case. Centres that come from a model come from the fold that held the case out; this is
-    checked.
+    Every case gives one unshifted region (two with ``region.flip_right``), which validates, and ``region.copies``
+    jittered ones, which only train. Folds are inherited case by case. Centres that come from a model come from the
+    fold that held the case out, which is checked, and the usual place of its organs from the cases of that training.
+    The regions are written in the canonical frame LPS, whatever the orientation of the source.
 
     Args:
         source: Raw folder of the source dataset.
@@ -87,180 +95,146 @@ def derive_dataset(
     if region.source not in (CENTRE, TRUTH) and len(locators) != 1 + len(region.fallback):
         raise ValueError(f"the region names {(region.source, *region.fallback)}, got {len(locators)} locators.")
     source_json = read_json(source / "dataset.json")
-    labels = label_numbers(source_json)
-    _require_organs(region.organs, labels, source)
-    kept = _kept_channels(source_json, channels, source)
-    cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (source / "labelsTr").glob(f"*{FILE_ENDING}"))
-    held_out = {loc.name: held_out_predictions(loc.folder, loc.splits, cases, loc.validation) for loc in locators}
-    wanted = [labels[organ] for organ in region.organs]
-    position = (0.5, 0.5, 0.5) if region.source == CENTRE else _mean_position(source, cases, wanted)
+    data = _open_source(source, source_json, region, channels)
+    parts = parts_of(region)
+    surveys = _survey(data, parts, region, locators)
+    learned = _learned(surveys, parts, region, data)
     for leftover in (target / "imagesTr", target / "labelsTr"):  # of an interrupted derivation
         shutil.rmtree(leftover, ignore_errors=True)
-    derived = Derived()
-    for case in progress(cases):
-        _derive_case(source, target, case, kept, region, labels, _Finder(locators, held_out, position, wanted), derived)
+    entries: dict[str, dict[str, Any]] = {}
+    for case in progress(data.cases):
+        known = [surveys[name] for name in _trained_beside(case, splits) if name in surveys]
+        for part in parts:
+            own = (learn(known, part, region) if known else None) or learned.get(part.name)
+            _cut(data, target, case, part, region, surveys.get(case), own, entries)
     sidecar = {
         "source_dataset": source.name,
         "region": region.model_dump(by_alias=True),
-        "label_map": {organ: i for i, organ in enumerate(region.organs, 1)},
-        "position_in_body": list(position),
-        "cases": derived.cases,
-        "retention": _retention(derived.cases, region.organs),
+        "label_map": network_labels(region),
+        "learned": {name: values.as_dict() for name, values in learned.items()},
+        "cases": entries,
+        "retention": retention(entries, region.organs),
     }
     write_json(target / SIDECAR, sidecar)
-    write_json(target / "splits_final.json", inherited_splits(splits, derived.cases))
-    write_json(target / "dataset.json", _dataset_json(source_json, sidecar, kept, len(derived.cases)))
+    write_json(target / "splits_final.json", inherited_splits(splits, entries))
+    write_json(target / "dataset.json", _dataset_json(source_json, sidecar, data.channels, len(entries)))
     return sidecar
 
 
-@dataclass(frozen=True)
-class _Finder:
-    """Finds the centre of one case: truth, the middle, or the chain of held-out predictions."""
-
-    locators: Sequence[Locator]
-    held_out: Mapping[str, Mapping[str, HeldOut]]
-    position: Centre
-    wanted: Sequence[int]
-
-    def find(
-        self, case: str, image: NDArray[np.float32], truth: NDArray[np.uint16], grid: Grid, region: Region
-    ) -> tuple[Located, dict[str, Any]]:
-        """The centre of a case, and which model of which fold found it."""
-        if region.source == CENTRE:
-            return Located(Region.middle(grid), CENTRE), {}
-        if region.source == TRUTH:
-            centre = centre_of(truth, self.wanted, grid.spacing_mm)
-            return locate(image, {TRUTH: centre}, self.position), {}
-        found: dict[str, Centre | None] = {}
-        notes: dict[str, Any] = {}
-        for i, locator in enumerate(self.locators):
-            prediction = self.held_out[locator.name][case]
-            predicted, other = read_labels(prediction.path)
-            difference = grid_difference(grid, other)
-            if difference:
-                raise InputError(f"{prediction.path} lies on another grid than its image: {difference}.")
-            own = locator.labels()
-            numbers = [own[organ] for organ in region.organs if organ in own]
-            rung = "located" if i == 0 else f"fallback:{locator.name}"
-            found[rung] = centre_of(predicted, numbers, grid.spacing_mm)
-            notes[rung] = {"model": locator.name, "fold": prediction.fold,
-                           "checkpoint_sha256": prediction.checkpoint_sha256}  # fmt: skip
-        located = locate(image, found, self.position)
-        return located, notes.get(located.rung, {})
+def _open_source(
+    folder: Path, source_json: Mapping[str, Any], region: Region, channels: Sequence[str] | None
+) -> _Source:
+    labels = label_numbers(source_json)
+    unknown = [organ for organ in region.organs if organ not in labels]
+    if unknown:
+        raise InputError(f"{folder.name} has no organ {', '.join(unknown)}; it has {', '.join(labels)}.")
+    cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (folder / "labelsTr").glob(f"*{FILE_ENDING}"))
+    return _Source(folder, _kept_channels(source_json, channels, folder), labels, cases)
 
 
-def _derive_case(
-    source: Path,
+def _survey(data: _Source, parts: Sequence[Part], region: Region, locators: Sequence[Locator]) -> dict[str, Survey]:
+    """Every case as it is known before cutting; nothing is needed for the middle of the image."""
+    if region.source == CENTRE:
+        return {}
+    held_out = {
+        loc.name: held_out_predictions(loc.folder, loc.splits, data.cases, loc.validation, loc.origins)
+        for loc in locators
+    }
+    return {
+        case: survey_case(
+            data.channel(case, 0), *data.truth(case), parts, data.labels,
+            {name: found[case] for name, found in held_out.items()}, locators,
+        )
+        for case in data.cases
+    }  # fmt: skip
+
+
+def _learned(surveys: Mapping[str, Survey], parts: Sequence[Part], region: Region, data: _Source) -> dict[str, Learned]:
+    """What all training cases teach, for new patients."""
+    if region.source == CENTRE:
+        return {}
+    found = {part.name: learn(list(surveys.values()), part, region) for part in parts}
+    missing = [", ".join(part.organs) for part in parts if found[part.name] is None]
+    if missing:
+        raise InputError(f"no case of {data.folder} contains {'; '.join(missing)}; choose other organs.")
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _trained_beside(case: str, splits: Splits) -> Sequence[str]:
+    """Training cases of the fold that holds a case out."""
+    return next((split["train"] for split in splits if case in split["val"]), [])
+
+
+def _chain(part: Part, region: Region, survey: Survey, learned: Learned) -> Chain:
+    found = survey.found[part.name]
+    if region.source == TRUTH:
+        found = {TRUTH: survey.truth[part.name]}
+    return chain_of(
+        found, learned.prior, survey.others(part, seen=True), survey.body, survey.grid.spacing_mm,
+        float("inf") if region.source == TRUTH else region.plausible_mm,
+    )  # fmt: skip
+
+
+def _cut(
+    data: _Source,
     target: Path,
     case: str,
-    channels: Mapping[int, str],
+    part: Part,
     region: Region,
-    labels: Mapping[str, int],
-    finder: _Finder,
-    derived: Derived,
+    survey: Survey | None,
+    learned: Learned | None,
+    entries: dict[str, dict[str, Any]],
 ) -> None:
-    truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
-    first = _first_channel(source, case)
-    rest = {i: read_image(source / "imagesTr" / f"{case}_{i:04d}{FILE_ENDING}")[0] for i in channels if i}
-    located, locator = finder.find(case, first, truth, grid, region)
-    for name, shift in _shifts(case, region):
-        centre = tuple(c + s for c, s in zip(located.centre, shift, strict=True))
-        box = region.box(grid, (centre[0], centre[1], centre[2]))
-        for new, (old, channel) in enumerate(channels.items()):
-            part = crop(rest.get(old, first), box, region.padding(channel))
-            write_image(target / "imagesTr" / f"{name}_{new:04d}{FILE_ENDING}", part, grid.cropped(box))
-        inside = renumbered(crop(truth, box), {labels[o]: i for i, o in enumerate(region.organs, 1)})
-        write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", inside, grid.cropped(box))
-        derived.cases[name] = {
+    """Write the region of one part of a case, and its jittered copies."""
+    truth, grid = data.truth(case)
+    images = [(name, data.channel(case, number)) for number, name in data.channels.items()]
+    if survey is None or learned is None:
+        chain = Chain([Located(Region.middle(grid), CENTRE)])
+    else:
+        chain = _chain(part, region, survey, learned)
+    best = chain.rungs[0]
+    unshifted = region.box(grid, best, learned)
+    for name, shift in _shifts(f"{case}{part.suffix}", region):
+        box = unshifted.shifted(shift)
+        for new, (channel, image) in enumerate(images):
+            cut = part.seen(crop(image, box, region.padding(channel)))
+            write_image(target / "imagesTr" / f"{name}_{new:04d}{FILE_ENDING}", cut, grid.cropped(box))
+        inside = renumbered(crop(truth, box), {data.labels[o]: number for o, number in part.organs.items()})
+        write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", part.seen(inside), grid.cropped(box))
+        entries[name] = {
             "case": case,
+            "part": part.name,
+            "shifted": name != f"{case}{part.suffix}",
             **box_entry(box),
             "source_shape": list(grid.shape),
-            "rung": located.rung,
-            "locator": locator,
-            "kept": {organ: kept_fraction(truth, box, [labels[organ]]) for organ in region.organs},
+            "rung": best.rung,
+            "refused": chain.refused,
+            "locator": dict(survey.models.get(best.rung, {})) if survey else {},
+            "kept": {organ: kept_fraction(truth, box, [data.labels[organ]]) for organ in part.organs},
         }
 
 
-def _first_channel(source: Path, case: str) -> NDArray[np.float32]:
-    path = source / "imagesTr" / f"{case}_0000{FILE_ENDING}"
-    if not path.exists():
-        raise InputError(f"{path.parent} has no image of case {case}; its labels alone are no training case.")
-    return read_image(path)[0]
-
-
-def _shifts(case: str, region: Region) -> list[tuple[str, tuple[float, ...]]]:
+def _shifts(name: str, region: Region) -> list[tuple[str, tuple[int, ...]]]:
     """The unshifted region and its jittered copies, the same at every run and for every order of cases."""
-    generator = np.random.default_rng([region.seed, zlib.crc32(case.encode())])
-    shifts: list[tuple[str, tuple[float, ...]]] = [(case, (0.0, 0.0, 0.0))]
+    generator = np.random.default_rng([region.seed, zlib.crc32(name.encode())])
+    shifts: list[tuple[str, tuple[int, ...]]] = [(name, (0, 0, 0))]
     for i in range(1, region.copies + 1 if region.source != CENTRE else 1):
-        shifts.append((f"{case}_jitter{i}", tuple(generator.normal(0.0, region.jitter_vox).tolist())))
+        drawn = np.rint(generator.normal(0.0, region.jitter_vox)).astype(int)
+        shifts.append((f"{name}_jitter{i}", tuple(drawn.tolist())))
     return shifts
 
 
-def renumbered(labels: NDArray[np.integer], numbers: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Label map with old numbers replaced by new ones; numbers that are not listed become background."""
-    table = np.zeros(int(max([int(labels.max(initial=0)), *numbers])) + 1, dtype=np.uint8)
-    for old, new in numbers.items():
-        table[old] = new
-    renumbered_labels: NDArray[np.uint8] = table[labels]
-    return renumbered_labels
-
-
-def paste_predictions(sidecar: Mapping[str, Any], validation: Path, grids: Path, target: Path) -> None:
-    """Put the validation predictions of a region model back into whole images, on the grid of the source's labels.
-
-    Args:
-        sidecar: Content of ``regions.json``.
-        validation: Folder with the predictions of one fold.
-        grids: Folder with ``<case>.nii.gz`` of the source dataset, for their grids.
-        target: Folder to write.
-    """
-    for path in sorted(validation.glob(f"*{FILE_ENDING}")):
-        entry = sidecar["cases"][path.name.removesuffix(FILE_ENDING)]
-        _, grid = read_labels(grids / f"{entry['case']}{FILE_ENDING}")
-        part, _ = read_labels(path)
-        whole = paste(np.zeros(grid.shape, dtype=np.uint8), part.astype(np.uint8), box_from_entry(entry))
-        write_labels(target / path.name, whole, grid)
-
-
-def inherited_splits(
-    splits: Sequence[Mapping[str, Sequence[str]]], cases: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, list[str]]]:
+def inherited_splits(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:
     """Folds of the derived dataset: a case's regions follow it, jittered copies only train."""
     result = []
     for split in splits:
         train, val = set(split["train"]), set(split["val"])
         result.append(
             {
-                "train": [name for name, entry in cases.items() if entry["case"] in train],
-                "val": [name for name, entry in cases.items() if entry["case"] in val and name == entry["case"]],
+                "train": [name for name, entry in entries.items() if entry["case"] in train],
+                "val": [name for name, entry in entries.items() if entry["case"] in val and not entry["shifted"]],
             }
         )
-    return result
-
-
-def _mean_position(source: Path, cases: Sequence[str], wanted: Sequence[int]) -> Centre:
-    """Mean relative position of the organs in the body over the cases that have them."""
-    positions = []
-    for case in cases:
-        truth, grid = read_labels(source / "labelsTr" / f"{case}{FILE_ENDING}")
-        centre = centre_of(truth, wanted, grid.spacing_mm)
-        if centre is not None:
-            positions.append(relative_position(centre, _first_channel(source, case)))
-    if not positions:
-        raise InputError(f"no case of {source} contains the organs of the region; choose other organs.")
-    z, y, x = np.mean(positions, axis=0)
-    return float(z), float(y), float(x)
-
-
-def _retention(cases: Mapping[str, Mapping[str, Any]], organs: Sequence[str]) -> dict[str, Any]:
-    """Per organ the share of truth voxels inside the unshifted boxes: mean, minimum, cases below 99 %."""
-    result = {}
-    for organ in organs:
-        kept = {n: e["kept"][organ] for n, e in cases.items() if n == e["case"] and not np.isnan(e["kept"][organ])}
-        values = list(kept.values()) or [float("nan")]
-        result[organ] = {"mean": float(np.mean(values)), "min": float(np.min(values)),
-                         "below_99_percent": sorted(n for n, v in kept.items() if v < 0.99)}  # fmt: skip
     return result
 
 
@@ -277,17 +251,12 @@ def _dataset_json(
     source: Mapping[str, Any], sidecar: Mapping[str, Any], channels: Mapping[int, str], count: int
 ) -> dict[str, Any]:
     kept = {key: source[key] for key in ("file_ending", "overwrite_image_reader_writer") if key in source}
-    summary = {key: sidecar[key] for key in ("source_dataset", "region", "label_map", "position_in_body")}
+    steps = source.get("nnunet_ext", {}).get("preprocessing")
+    summary = {key: sidecar[key] for key in ("source_dataset", "region", "label_map", "learned")}
     return {
         **kept,
         "channel_names": {str(i): name for i, name in enumerate(channels.values())},
         "labels": {"background": 0, **sidecar["label_map"]},
         "numTraining": count,
-        "nnunet_ext": {**summary, "swap_pairs": []},
+        "nnunet_ext": {**summary, "swap_pairs": [], **({"preprocessing": steps} if steps else {})},
     }
-
-
-def _require_organs(organs: Sequence[str], labels: Mapping[str, int], source: Path) -> None:
-    unknown = [organ for organ in organs if organ not in labels]
-    if unknown:
-        raise InputError(f"{source.name} has no organ {', '.join(unknown)}; it has {', '.join(labels)}.")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.locations import nnunet_folder
-from nnunet_ext.roi.dataset import Locator, derive_dataset
+from nnunet_ext.roi.dataset import derive_dataset
 from nnunet_ext.roi.region import TRUTH, Region
+from nnunet_ext.roi.survey import Locator
 
 
 def derive_numbered(
@@ -40,20 +41,6 @@ def derive_numbered(
     locators = [_locator(model) for model in models]
     out = raw / f"Dataset{target:03d}_{name}"
     return out, derive_dataset(folder, out, region, _splits(folder.name), locators, progress)
-
-
-def retention_lines(sidecar: Mapping[str, Any]) -> list[str]:
-    """How much of every organ its regions keep, one sentence per organ, and how the centres were found."""
-    lines = []
-    for organ, kept in sidecar["retention"].items():
-        below = kept["below_99_percent"]
-        named = f"; below 99 %: {', '.join(below)}" if below else ""
-        lines.append(f"{organ}: {kept['mean']:.2%} of the truth inside the region, minimum {kept['min']:.2%}{named}")
-    rungs: dict[str, int] = {}
-    for name, entry in sidecar["cases"].items():
-        if name == entry["case"]:  # not its shifted copies
-            rungs[entry["rung"]] = rungs.get(entry["rung"], 0) + 1
-    return [*lines, "centres: " + ", ".join(f"{rung} {count}" for rung, count in sorted(rungs.items()))]
 
 
 def _dataset(raw: Path, number: int) -> Path:

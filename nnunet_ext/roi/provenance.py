@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.io.atomic import read_json
 
 FILE_ENDING = ".nii.gz"
+CASES_FILE = "cases.json"
+"""Written by our trainers into a fold's folder: the cases that this training really used."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ def held_out_predictions(
     splits: Sequence[Mapping[str, Sequence[str]]],
     cases: Sequence[str],
     validation: str = "validation",
+    origins: Mapping[str, str] | None = None,
 ) -> dict[str, HeldOut]:
     """For every case the prediction of the fold that held it out.
 
@@ -41,6 +45,7 @@ def held_out_predictions(
         splits: The folds that the model was trained with.
         cases: Cases that need a prediction.
         validation: Folder of the predictions inside a fold's.
+        origins: Name in the model's own dataset to the case that it was cut from, for models of regions.
 
     Raises:
         InputError: a case trained the only model that predicted it, or has no prediction; all are named.
@@ -48,10 +53,11 @@ def held_out_predictions(
     found: dict[str, HeldOut] = {}
     for fold, split in enumerate(splits):
         folder = model_folder / f"fold_{fold}"
-        leaked = sorted(set(split["val"]) & set(split["train"]))
+        leaked = sorted(set(split["val"]) & _trained_on(folder, split, origins or {}))
         if leaked:
             raise InputError(
-                f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}."
+                f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}; "
+                "train it again with the folds that the dataset has now."
             )
         digest = ""
         for case in sorted(set(split["val"]) & set(cases)):
@@ -66,6 +72,13 @@ def held_out_predictions(
             "train and validate all its folds first."
         )
     return found
+
+
+def _trained_on(fold_folder: Path, split: Mapping[str, Sequence[str]], origins: Mapping[str, str]) -> set[str]:
+    """Cases that a fold was trained on: what the training itself noted, else what the folds say."""
+    noted = fold_folder / CASES_FILE
+    names = read_json(noted)["train"] if noted.exists() else split["train"]
+    return {origins.get(name, name) for name in names}
 
 
 def sha256_of(path: Path) -> str:

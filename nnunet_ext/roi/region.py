@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Box, Grid
+from nnunet_ext.labels import partner
 from nnunet_ext.roi.centre import Centre
+from nnunet_ext.roi.chain import Located
+from nnunet_ext.roi.learned import Learned
 
 CENTRE = "centre"
 TRUTH = "truth"
@@ -27,7 +30,14 @@ class Region(BaseModel):
         fallback: Models to ask next when the first finds nothing.
         size_mm: Edge lengths in mm; voxels are rounded up.
         size_vox: Edge lengths in voxels.
+        margin_mm: The region is the located organ's own box, this much larger on both sides per axis; "auto" takes the
+            margins from what the locating model missed on the training cases.
         fraction: Edge lengths as a share of the image, for "centre".
+        flip_right: One network for both sides: every organ of one side is a region of its own, the right one mirrored.
+        plausible_mm: A centre this close to the organ's usual place is never refused as implausible.
+        grow_at_most: How often a region that cuts a contour off is made larger and predicted again.
+        min_retention: Smallest mean share of an organ's truth inside its training regions; with less it is not trained.
+            Does not hold for "centre".
         jitter_vox: Standard deviation of the shift of the training copies, in voxels.
         copies: Jittered copies per training case, beside the unshifted one.
         pad_value: What lies outside the image in a CT channel (−1024 HU is air).
@@ -41,7 +51,12 @@ class Region(BaseModel):
     fallback: tuple[str, ...] = ()
     size_mm: tuple[float, float, float] | None = None
     size_vox: tuple[int, int, int] | None = None
+    margin_mm: tuple[float, float, float] | Literal["auto"] | None = None
     fraction: tuple[float, float, float] | None = None
+    flip_right: bool = False
+    plausible_mm: float = Field(60.0, gt=0)
+    grow_at_most: int = Field(2, ge=0)
+    min_retention: float = Field(0.99, ge=0, le=1)
     jitter_vox: tuple[float, float, float] = (1.0, 2.0, 2.0)
     copies: int = Field(2, ge=0)
     pad_value: float = -1024.0
@@ -49,28 +64,53 @@ class Region(BaseModel):
 
     @model_validator(mode="after")
     def _one_size(self) -> Region:
-        sizes = [self.size_mm, self.size_vox, self.fraction]
+        sizes = [self.size_mm, self.size_vox, self.fraction, self.margin_mm]
         if sum(size is not None for size in sizes) != 1:
-            raise ValueError("give exactly one of size_mm, size_vox, fraction")
+            raise ValueError("give exactly one of size_mm, size_vox, margin_mm, fraction")
         if (self.fraction is not None) != (self.source == CENTRE):
             raise ValueError('fraction goes with from: "centre", and only with it')
-        if any(value <= 0 for size in sizes if size is not None for value in size):
+        if any(value <= 0 for size in sizes[:3] if isinstance(size, tuple) for value in size):
             raise ValueError("every edge of a region must be positive")
+        if isinstance(self.margin_mm, tuple) and min(self.margin_mm) < 0:
+            raise ValueError("margin_mm must not be negative")
+        if self.margin_mm == "auto" and self.source == TRUTH:
+            raise ValueError('margin_mm: "auto" learns from what a model misses; with from: "truth" give numbers')
+        if self.flip_right and (self.source == CENTRE or not self._is_paired()):
+            raise ValueError("flip_right needs organs that come in pairs named ..._L and ..._R, and a locating model")
         return self
 
-    def shape_in(self, grid: Grid) -> tuple[int, int, int]:
-        """Voxels (Z, Y, X) of the region on a grid."""
+    def _is_paired(self) -> bool:
+        return all(partner(organ) in self.organs for organ in self.organs)
+
+    def box(self, grid: Grid, located: Located, learned: Learned | None) -> Box:
+        """The box of a region on a grid.
+
+        Args:
+            grid: Of the image.
+            located: The centre, and the organ's own box where a model found it.
+            learned: Margins and the organ's usual size, for regions that follow the organ.
+
+        Raises:
+            ValueError: the region follows the organ and nothing was learned.
+        """
+        if self.margin_mm is None:
+            return Box.around(located.centre, self._shape(grid))
+        if learned is None:
+            raise ValueError("a region with margin_mm needs what was learned from training cases.")
+        if located.found is None:
+            return Box.around(located.centre, _voxels(learned.usual_mm, grid))
+        margin = _voxels(self.margin_mm if isinstance(self.margin_mm, tuple) else learned.margin_mm, grid)
+        z0, y0, x0 = (low - m for low, m in zip(located.found.low, margin, strict=True))
+        z1, y1, x1 = (high + m for high, m in zip(located.found.high, margin, strict=True))
+        return Box((z0, y0, x0), (z1, y1, x1))
+
+    def _shape(self, grid: Grid) -> tuple[int, int, int]:
         if self.size_vox is not None:
             return self.size_vox
         if self.size_mm is not None:
-            z, y, x = (math.ceil(mm / s - 1e-6) for mm, s in zip(self.size_mm, grid.spacing_mm, strict=True))
-        else:
-            z, y, x = (max(1, round(f * n)) for f, n in zip(self.fraction or (), grid.shape, strict=True))
+            return _voxels(self.size_mm, grid)
+        z, y, x = (max(1, round(f * n)) for f, n in zip(self.fraction or (), grid.shape, strict=True))
         return z, y, x
-
-    def box(self, grid: Grid, centre: Centre) -> Box:
-        """The box around a centre."""
-        return Box.around(centre, self.shape_in(grid))
 
     def padding(self, channel: str) -> float:
         """What lies outside the image in a channel: ``pad_value`` for CT, 0 for any other."""
@@ -81,6 +121,12 @@ class Region(BaseModel):
         """The middle of an image."""
         z, y, x = ((n - 1) / 2 for n in grid.shape)
         return z, y, x
+
+
+def _voxels(edges_mm: Sequence[float], grid: Grid) -> tuple[int, int, int]:
+    """Edge lengths in voxels, rounded up."""
+    z, y, x = (math.ceil(mm / s - 1e-6) for mm, s in zip(edges_mm, grid.spacing_mm, strict=True))
+    return z, y, x
 
 
 def region_of(**values: Any) -> Region:
@@ -100,7 +146,7 @@ def box_entry(box: Box) -> dict[str, Any]:
     return {"start": list(box.start), "stop": list(box.stop)}
 
 
-def box_from_entry(entry: dict[str, Sequence[int]]) -> Box:
+def box_from_entry(entry: Mapping[str, Any]) -> Box:
     """A box from a JSON file."""
     (a, b, c), (d, e, f) = entry["start"], entry["stop"]
     return Box((a, b, c), (d, e, f))

@@ -86,7 +86,7 @@ def test_copies_are_the_same_for_the_same_seed_only(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ((), "exactly one of size_mm, size_vox, fraction"),
+        ((), "exactly one of size_mm, size_vox, margin_mm, fraction"),
         ((*SIZE, "--size-mm", "12", "6", "8"), "exactly one of size_mm"),
         (("--size-vox", "0", "6", "8"), "must be positive"),
     ],

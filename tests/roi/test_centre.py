@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunet_ext.roi.centre import body_box, centre_of, locate, relative_position
+from nnunet_ext.roi.centre import body_box, centre_of, find
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -72,27 +72,24 @@ def test_distance_is_measured_in_mm_and_not_in_voxels():
 
 def test_body_is_the_largest_part_and_not_the_couch():
     low, high = body_box(patient())
-    assert (low.tolist(), high.tolist()) == ([1.0, 4.0, 5.0], [9.0, 14.0, 25.0])
+    assert (low, high) == ((1.0, 4.0, 5.0), (9.0, 14.0, 25.0))
 
 
 def test_without_a_body_the_whole_image_is_taken():
     low, high = body_box(np.full((4, 5, 6), -1000.0))
-    assert (low.tolist(), high.tolist()) == ([0.0, 0.0, 0.0], [4.0, 5.0, 6.0])
+    assert (low, high) == ((0.0, 0.0, 0.0), (4.0, 5.0, 6.0))
 
 
-def test_relative_position_and_the_place_in_the_body_are_inverse():
-    centre = (4.0, 9.0, 20.0)
-    position = relative_position(centre, patient())
-    assert position == (0.375, 0.5, 0.75)
-    assert locate(patient(), {}, position).centre == centre
+def test_a_large_image_is_looked_at_in_steps_and_the_box_is_that_coarse():
+    image = np.full((4, 300, 256), -1000.0)
+    image[:, 101:201, 50:150] = 40.0
+    low, high = body_box(image)
+    assert np.abs(np.subtract(low, (0, 101, 50))).max() <= 2
+    assert np.abs(np.subtract(high, (4, 201, 150))).max() <= 2
 
 
-def test_the_first_centre_that_was_found_wins():
-    found = {"located": None, "fallback:3d": (1.0, 2.0, 3.0), "fallback:2d": (4.0, 5.0, 6.0)}
-    located = locate(patient(), found, (0.5, 0.5, 0.5))
-    assert (located.centre, located.rung) == ((1.0, 2.0, 3.0), "fallback:3d")
-
-
-def test_when_nothing_was_found_the_usual_place_in_the_body_is_named_as_such():
-    located = locate(patient(), {"located": None, "fallback:3d": None}, (0.5, 0.5, 0.5))
-    assert (located.centre, located.rung) == ((5.0, 9.0, 15.0), "fallback:body")
+def test_what_was_found_has_the_box_of_the_components_that_count():
+    labels = drawn(np.s_[10:15, 4:9, 6:9])
+    labels[38, 22, 28] = 1  # a speck beyond 40 mm
+    found = find(labels, [1], SPACING_MM)
+    assert (found.low, found.high) == ((10, 4, 6), (15, 9, 9))

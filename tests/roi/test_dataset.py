@@ -11,8 +11,11 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_grid, read_image, read_labels, write_image, write_labels
-from nnunet_ext.roi.dataset import SIDECAR, Locator, derive_dataset, paste_predictions, renumbered
+from nnunet_ext.io.orientation import to_lps
+from nnunet_ext.roi.dataset import SIDECAR, derive_dataset
+from nnunet_ext.roi.pasting import paste_predictions, renumbered
 from nnunet_ext.roi.region import Region
+from nnunet_ext.roi.survey import Locator
 
 ORGANS = {"Brainstem": 1, "OpticChiasm": 2, "Pituitary": 3}
 MODEL_ORGANS = {"Pituitary": 1, "OpticChiasm": 2}
@@ -40,6 +43,12 @@ def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, Grid]:
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     direction = tuple((turn @ np.diag([-1.0, 1.0, 1.0])).ravel())
     return image, labels, Grid(SHAPE, (3.0, 1.0, 1.0), (5.0 * seed, -20.0, 33.0), direction)
+
+
+def canonical(seed: int) -> tuple[np.ndarray, Grid]:
+    """The labels of a drawn case in the frame in which regions are cut."""
+    _, labels, grid = drawn(seed)
+    return to_lps(labels, grid)
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ def test_labels_are_numbered_in_the_order_of_the_regions_organs(source, tmp_path
     start = sidecar["cases"]["a"]["start"]
     stop = sidecar["cases"]["a"]["stop"]
     part, _ = read_labels(tmp_path / "out" / "labelsTr" / "a.nii.gz")
-    truth = drawn(0)[1][tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    truth = canonical(0)[0][tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
     np.testing.assert_array_equal(part, np.array([0, 2, 0, 1])[truth])
 
 
@@ -126,7 +135,7 @@ def test_the_dataset_json_is_one_that_nnunet_accepts(source, tmp_path):
 def test_every_region_lies_where_it_lay_in_the_patient(source, tmp_path, size):
     sidecar = derive_dataset(source, tmp_path / "out", region(size_vox=size), SPLITS)
     for name, entry in sidecar["cases"].items():
-        whole = read_grid(source / "labelsTr" / f"{entry['case']}.nii.gz")
+        whole = canonical(CASES.index(entry["case"]))[1]
         for file in (f"labelsTr/{name}.nii.gz", f"imagesTr/{name}_0001.nii.gz"):
             part = read_grid(tmp_path / "out" / file)
             inner = np.argwhere(np.ones(part.shape, bool))
@@ -196,7 +205,8 @@ def test_the_centre_is_the_models_and_not_the_truths(source, model, tmp_path):
     by_truth = derive_dataset(source, tmp_path / "truth", region(copies=0), SPLITS)["cases"]
     by_model = located(source, tmp_path / "model", model, copies=0)["cases"]
     for case in CASES:
-        np.testing.assert_array_equal(np.subtract(by_model[case]["start"], by_truth[case]["start"]), OFF)
+        off = np.subtract(by_model[case]["start"], by_truth[case]["start"])
+        np.testing.assert_array_equal(off, (1, -2, -3))  # OFF, but the regions lie in LPS: x runs the other way
         assert by_model[case]["rung"] == "located"
 
 
@@ -236,7 +246,7 @@ def test_when_no_model_finds_anything_the_usual_place_in_the_body_is_used(source
 
 def test_a_case_that_trained_the_model_which_shall_locate_it_is_named(source, model, tmp_path):
     leaky = [{"train": ["c", "d", "b"], "val": ["a", "b"]}, SPLITS[1]]
-    with pytest.raises(InputError, match=r"fold 0 .* trained on its own validation cases: b\."):
+    with pytest.raises(InputError, match=r"fold 0 .* trained on its own validation cases: b;"):
         derive_dataset(source, tmp_path / "out", region(source="2d"), SPLITS, [Locator("2d", model, leaky)])
     assert not (tmp_path / "out").exists()
 
@@ -361,3 +371,84 @@ def test_only_the_channels_asked_for_are_cut_and_renumbered(source, tmp_path):
     assert set(np.unique(read_image(files[0])[0])) <= {0.0, 7.0}
     with pytest.raises(InputError, match="no channel PET"):
         derive_dataset(source, tmp_path / "other", region(), SPLITS, channels=["PET"])
+
+
+# --- either side, landmarks, and proof -------------------------------------------------------------------------------
+
+
+def as_pair(source: Path) -> None:
+    """Call the drawn chiasm and pituitary left and right lens."""
+    description = read_json(source / "dataset.json")
+    description["labels"] = {"background": 0, "Brainstem": 1, "Lens_L": 2, "Lens_R": 3}
+    write_json(source / "dataset.json", description)
+
+
+def test_either_side_is_a_region_of_its_own_and_the_right_one_is_mirrored(source, tmp_path):
+    as_pair(source)
+    sidecar = derive_dataset(source, tmp_path / "out", region(("Lens_L", "Lens_R"), copies=1, flip_right=True), SPLITS)
+    assert read_json(tmp_path / "out" / "dataset.json")["labels"] == {"background": 0, "Lens": 1}
+    assert sorted(sidecar["cases"])[:4] == ["a_L", "a_L_jitter1", "a_R", "a_R_jitter1"]
+    for name, number in (("a_L", 2), ("a_R", 3)):
+        entry = sidecar["cases"][name]
+        truth = canonical(0)[0][tuple(slice(a, b) for a, b in zip(entry["start"], entry["stop"], strict=True))]
+        seen = (truth == number)[..., ::-1] if name == "a_R" else truth == number
+        np.testing.assert_array_equal(read_labels(tmp_path / "out" / "labelsTr" / f"{name}.nii.gz")[0], seen)
+        assert list(entry["kept"]) == [{"a_L": "Lens_L", "a_R": "Lens_R"}[name]]
+    assert sidecar["retention"]["Lens_R"]["mean"] == 1.0
+    splits = read_json(tmp_path / "out" / "splits_final.json")
+    assert splits[0]["val"] == ["a_L", "a_R", "b_L", "b_R"]
+    assert "a_L_jitter1" in splits[1]["train"]
+
+
+def test_an_identity_model_of_both_sides_pasted_back_is_the_truth_bit_by_bit(source, tmp_path):
+    as_pair(source)
+    sides = region(("Lens_L", "Lens_R"), size_vox=(11, 19, 17), copies=0, flip_right=True)
+    sidecar = derive_dataset(source, tmp_path / "out", sides, SPLITS)
+    paste_predictions(sidecar, tmp_path / "out" / "labelsTr", source / "labelsTr", tmp_path / "whole")
+    for case in CASES:
+        truth, _ = read_labels(source / "labelsTr" / f"{case}.nii.gz")
+        whole, _ = read_labels(tmp_path / "whole" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(whole, np.array([0, 0, 1, 2])[truth])
+
+
+def test_an_implausible_centre_is_refused_and_the_reason_is_kept(source, model, tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0:2, 0:3, 0:3] = 1
+    overwrite_prediction(model, "b", labels)
+    wanted = region(source="2d", copies=0, plausible_mm=5.0)
+    entry = derive_dataset(source, tmp_path / "out", wanted, SPLITS, [Locator("2d", model, SPLITS)])["cases"]["b"]
+    assert entry["rung"] == "fallback:body"
+    assert "mm from the usual place" in entry["refused"]["located"]
+
+
+def test_the_usual_place_of_a_case_is_learned_from_the_cases_beside_it_only(source, model, tmp_path):
+    overwrite_prediction(model, "b", np.zeros(SHAPE, np.uint8))
+    before = located(source, tmp_path / "one", model, copies=0)["cases"]["b"]
+    for case in ("a", "b"):  # the truth of b's own fold moves; its regions must not
+        path = source / "labelsTr" / f"{case}.nii.gz"
+        labels, grid = read_labels(path)
+        write_labels(path, np.roll(labels, 3, axis=1), grid)
+    after = located(source, tmp_path / "two", model, copies=0)["cases"]["b"]
+    assert (before["rung"], before["start"]) == (after["rung"], after["start"])
+
+
+def test_what_a_training_noted_is_believed_more_than_the_folds(source, model, tmp_path):
+    write_json(model / "fold_1" / "cases.json", {"train": ["a", "b", "d"], "val": ["c"]})
+    with pytest.raises(InputError, match=r"fold 1 .* trained on its own validation cases: d; train it again"):
+        located(source, tmp_path / "out", model)
+
+
+def test_a_cut_out_copy_of_a_case_counts_as_that_case(source, model, tmp_path):
+    write_json(model / "fold_0" / "cases.json", {"train": ["c", "d", "a_jitter1"], "val": ["a", "b"]})
+    locator = Locator("2d", model, SPLITS, origins={"a_jitter1": "a"})
+    with pytest.raises(InputError, match=r"own validation cases: a;"):
+        derive_dataset(source, tmp_path / "out", region(source="2d"), SPLITS, [locator])
+
+
+def test_margins_that_follow_the_model_are_learned_and_written_down(source, model, tmp_path):
+    auto = region(source="2d", size_vox=None, margin_mm="auto", copies=0)
+    sidecar = derive_dataset(source, tmp_path / "out", auto, SPLITS, [Locator("2d", model, SPLITS)])
+    assert sidecar["learned"]["both"]["margin_mm"] == [10.0, 10.0, 10.0]
+    assert sidecar["retention"]["Pituitary"]["mean"] == 1.0
+    written = read_json(tmp_path / "out" / "dataset.json")["nnunet_ext"]
+    assert written["learned"] == sidecar["learned"]

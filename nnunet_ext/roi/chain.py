@@ -1,0 +1,86 @@
+"""The order in which centres are believed: a model, the next model, landmarks, the usual place in the body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nnunet_ext.roi.centre import Centre, Found
+from nnunet_ext.roi.prior import SLACK, Prior, distance_mm
+
+LANDMARK, BODY = "fallback:landmark", "fallback:body"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A centre and how it was found.
+
+    Args:
+        centre: Voxel (z, y, x), float.
+        rung: ``located``, ``fallback:<model>``, ``fallback:landmark``, ``fallback:body``, or ``truth`` and ``centre``.
+        found: The organ as the model sees it; None where only a place is known.
+    """
+
+    centre: Centre
+    rung: str
+    found: Found | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All centres that may be tried for a region, best first, and why others were passed over.
+
+    Args:
+        rungs: Never empty; the last one is always a place that does not depend on any model.
+        refused: Rung name to the reason.
+    """
+
+    rungs: Sequence[Located]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def rung_name(position: int, model: str) -> str:
+    """Name of a model's rung: the first is ``located``, the others are ``fallback:<model>``."""
+    return "located" if position == 0 else f"fallback:{model}"
+
+
+def chain_of(
+    found: Mapping[str, Found | None],
+    prior: Prior,
+    landmarks: Mapping[str, Centre],
+    body: tuple[Centre, Centre],
+    spacing_mm: Sequence[float],
+    plausible_mm: float,
+) -> Chain:
+    """Order the centres of a region.
+
+    A model's centre is refused when the organ is empty or tiny (``find`` gave None), or farther from the usual place
+    than ``plausible_mm`` and than 1.25 times the farthest training patient. The usual place is that of the landmarks
+    where any was found, else that in the body.
+
+    Args:
+        found: Rung name to what that model found, in the order to try.
+        prior: The usual place.
+        landmarks: Other organs that the models found, voxel (z, y, x).
+        body: First and one-past-last voxel of the body.
+        spacing_mm: Voxel size (Z, Y, X).
+        plausible_mm: Distance from the usual place that is never too far.
+    """
+    seen = prior.from_landmarks(landmarks, spacing_mm)
+    in_body = prior.from_body(body)
+    expected, error_mm = (in_body, prior.body_error_mm) if seen is None else (seen, prior.landmark_error_mm)
+    limit_mm = max(plausible_mm, SLACK * (error_mm or 0.0))
+    rungs: list[Located] = []
+    refused: dict[str, str] = {}
+    for rung, organ in found.items():
+        off_mm = 0.0 if organ is None else distance_mm(organ.centre, expected, spacing_mm)
+        if organ is None:
+            refused[rung] = "found nothing, or fewer than 5 voxels"
+        elif off_mm > limit_mm:
+            refused[rung] = f"{off_mm:.0f} mm from the usual place, at most {limit_mm:.0f} mm are plausible"
+        else:
+            rungs.append(Located(organ.centre, rung, organ))
+    if seen is not None:
+        rungs.append(Located(seen, LANDMARK))
+    rungs.append(Located(in_body, BODY))
+    return Chain(rungs, refused)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_ext.geometry import Box
+from nnunet_ext.roi.border import grown, inner_sides, touched_sides
+
+SHAPE = (20, 30, 40)
+BOX = Box((2, 4, 6), (12, 14, 16))
+
+
+def contour(*where) -> np.ndarray:
+    part = np.zeros(BOX.shape, bool)
+    for index in where:
+        part[index] = True
+    return part
+
+
+@pytest.mark.parametrize(
+    ("voxel", "side"),
+    [((0, 5, 5), (0, 0)), ((9, 5, 5), (0, 1)), ((5, 0, 5), (1, 0)), ((5, 9, 5), (1, 1)),
+     ((5, 5, 0), (2, 0)), ((5, 5, 9), (2, 1))],
+)  # fmt: skip
+def test_every_side_is_seen_by_a_single_voxel_on_it(voxel, side):
+    assert touched_sides(contour(voxel), BOX, SHAPE) == [side]
+
+
+def test_a_contour_one_voxel_inside_touches_nothing():
+    assert touched_sides(contour(np.s_[1:9, 1:9, 1:9]), BOX, SHAPE) == []
+
+
+def test_sides_at_the_border_of_the_image_or_beyond_cut_nothing_off():
+    box = Box((0, -3, 35), (10, 5, 40))
+    assert inner_sides(box, SHAPE) == [(2, 0), (0, 1), (1, 1)]
+
+
+def test_only_touched_sides_move_by_a_quarter_and_at_least_10_mm():
+    assert grown(Box((0, 0, 0), (10, 100, 10)), [(0, 1), (1, 0)], (5.0, 1.0, 1.0)) == Box((0, -25, 0), (13, 100, 10))
+    assert grown(Box((0, 0, 0), (4, 4, 4)), [(2, 1)], (5.0, 1.0, 1.0)) == Box((0, 0, 0), (4, 4, 14))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from nnunet_ext.roi.centre import Found
+from nnunet_ext.roi.chain import BODY, LANDMARK, chain_of, rung_name
+from nnunet_ext.roi.prior import Landmark, Prior
+
+SPACING_MM = (3.0, 1.0, 1.0)
+BOX = ((0.0, 0.0, 0.0), (40.0, 100.0, 100.0))
+PLAIN = Prior((0.5, 0.5, 0.5), body_error_mm=10.0)
+KNOWING = Prior((0.5, 0.5, 0.5), 10.0, {"Brainstem": Landmark((0.0, 20.0, 0.0), 2.0)}, landmark_error_mm=3.0)
+
+
+def at(z: float, y: float, x: float) -> Found:
+    return Found((z, y, x), (int(z), int(y), int(x)), (int(z) + 1, int(y) + 1, int(x) + 1))
+
+
+def chain(found, prior=PLAIN, landmarks=None, plausible_mm=60.0):
+    return chain_of(found, prior, landmarks or {}, BOX, SPACING_MM, plausible_mm)
+
+
+def rungs(result) -> list[str]:
+    return [located.rung for located in result.rungs]
+
+
+def test_models_come_first_in_their_order_then_landmarks_then_the_body():
+    found = {"located": at(20, 50, 50), "fallback:3d": at(21, 50, 50)}
+    result = chain(found, KNOWING, {"Brainstem": (20.0, 30.0, 50.0)})
+    assert rungs(result) == ["located", "fallback:3d", LANDMARK, BODY]
+    assert result.rungs[2].centre == (20.0, 50.0, 50.0)
+    assert result.rungs[3].centre == (20.0, 50.0, 50.0)
+    assert result.refused == {}
+
+
+def test_a_model_that_found_nothing_is_passed_over_and_named():
+    result = chain({"located": None, "fallback:3d": at(20, 50, 50)})
+    assert rungs(result) == ["fallback:3d", BODY]
+    assert "fewer than 5 voxels" in result.refused["located"]
+
+
+def test_a_centre_too_far_from_the_usual_place_is_refused_with_both_numbers():
+    result = chain({"located": at(20, 50, 50 + 61)})
+    assert rungs(result) == [BODY]
+    assert result.refused["located"] == "61 mm from the usual place, at most 60 mm are plausible"
+
+
+def test_distance_from_the_usual_place_is_measured_in_mm():
+    assert rungs(chain({"located": at(20 + 19, 50, 50)}))[0] == "located"  # 57 mm
+    assert rungs(chain({"located": at(20 - 21, 50, 50)}))[0] == BODY  # 63 mm
+
+
+def test_where_training_patients_vary_more_a_new_one_may_too():
+    wide = Prior((0.5, 0.5, 0.5), body_error_mm=60.0)
+    assert rungs(chain({"located": at(20, 50, 50 + 74)}, wide))[0] == "located"
+    assert rungs(chain({"located": at(20, 50, 50 + 76)}, wide))[0] == BODY
+
+
+def test_landmarks_say_what_is_plausible_where_there_are_any():
+    far_from_body = {"located": at(20, 50, 40)}
+    assert rungs(chain(far_from_body, KNOWING, {"Brainstem": (20.0, 30.0, 130.0)}))[0] == LANDMARK
+    assert rungs(chain(far_from_body, KNOWING))[0] == "located"
+
+
+def test_the_first_rung_is_called_located_and_the_others_by_their_model():
+    assert [rung_name(i, name) for i, name in enumerate(["2d", "3d"])] == ["located", "fallback:3d"]
