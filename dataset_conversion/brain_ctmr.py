@@ -29,7 +29,8 @@ ORGANS = {
 }
 CHANNELS = {"CT": ("CT",), "T1w": ("T1w", "T1"), "T2w": ("T2w", "T2")}
 """Channel to the file names it may have."""
-EYE_NOTE = "the reference eyes contain their lens: count eye and lens together when an eye is evaluated"
+LENS_IN_EYE = {"contains": {"Eye_L": ["Lens_L"], "Eye_R": ["Lens_R"]}}
+EYE_NOTE = "the reference eyes contain their lens: nnunet-ext evaluate counts eye and lens together as the eye"
 
 OPTIONS = (
     Option(
@@ -41,7 +42,11 @@ OPTIONS = (
     Option("--min-overlap", "Least Dice of the heads in CT and MR, 0 to 1; 0 checks nothing.", default="0.9"),
     Option("--couch/--no-couch", "Remove couch and thermoplastic mask from the CT.", default=True),
     Option("--n4/--no-n4", "Remove the bias field of the MR (N4; up to some minutes per image).", default=True),
-    Option("--eye-includes-lens", "State that the reference eyes contain the lens.", default=False),
+    Option(
+        "--eye-includes-lens",
+        "State that the reference eyes contain the lens: they are evaluated together.",
+        default=False,
+    ),
 )
 
 
@@ -78,6 +83,6 @@ def open_source(
             register=register == "rigid",
             min_overlap=number_from("--min-overlap", min_overlap, 0, 1),
         ),
-        facts={"eye_includes_lens": eye_includes_lens},
+        facts=LENS_IN_EYE if eye_includes_lens else {},
         notes=(EYE_NOTE,) if eye_includes_lens else (),
     )

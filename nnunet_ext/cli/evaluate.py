@@ -44,7 +44,17 @@ def command(
     if other is None:
         from nnunet_ext.evaluation.folder import score_folder
 
-        results = [score_folder(predictions, references, dataset.organs, contoured, ignore=dataset.ignore, quiet=quiet)]
+        results = [
+            score_folder(
+                predictions,
+                references,
+                dataset.organs,
+                contoured,
+                ignore=dataset.ignore,
+                contains=dataset.contains,
+                quiet=quiet,
+            )
+        ]
         results[0].write(output)
         click.echo(results[0].text())
     else:
@@ -58,6 +68,7 @@ def command(
             dataset.organs,
             contoured,
             ignore=dataset.ignore,
+            contains=dataset.contains,
             quiet=quiet,
         )
         click.echo(f"{results[0].text()}\n{text}")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.errors import InputError
 
@@ -136,7 +137,7 @@ class Source:
         version: Raised when the converter would write something else for the same files.
         notes: What the report should say about the whole folder.
         treatment: Preprocessing and registration; the default changes no voxel.
-        facts: Further entries of dataset.json's block ``nnunet_ext``.
+        facts: Further entries of dataset.json's block ``nnunet_ext``, such as ``contains``.
     """
 
     name: str
@@ -152,7 +153,7 @@ class Source:
     version: int = 1
     notes: Sequence[str] = field(default_factory=tuple)
     treatment: Treatment = field(default_factory=Treatment)
-    facts: Mapping[str, bool | str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def values(self) -> Mapping[int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nnunet_ext.io.atomic import read_json
 
 DATASET_FILE = "dataset.json"
 PRESENT_FILE = "present_labels.json"
+BLOCK, CONTAINS = "nnunet_ext", "contains"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class DatasetOrgans:
     Args:
         organs: Organ name to label, or to the labels of a region.
         ignore: The ignore label, if there is one.
+        contains: Organ to the organs inside it, which a label map can only draw over it.
     """
 
     organs: dict[str, int | tuple[int, ...]]
     ignore: int | None = None
+    contains: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path:
@@ -65,7 +68,38 @@ def read_organs(path: Path) -> DatasetOrgans:
             organs[name] = numbers[0] if len(numbers) == 1 else tuple(numbers)
     if not organs:
         raise InputError(f'{path} names no organ beside the background; add it to "labels".')
-    return DatasetOrgans(organs, ignore)
+    try:
+        contains = contained_organs(content, organs)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return DatasetOrgans(organs, ignore, contains)
+
+
+def contained_organs(dataset_json: Mapping[str, Any], organs: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Which organs lie inside another one: ``{"nnunet_ext": {"contains": {"Eye_L": ["Lens_L"]}}}`` of a dataset.json.
+
+    A voxel of a label map carries one label, so a reference eye has a hole where its lens is. Where the block is, the
+    eye is judged with its lens, in both maps. Inner organs of inner organs are to be listed, too.
+
+    Args:
+        dataset_json: Content of the file.
+        organs: Names that exist.
+
+    Raises:
+        InputError: the block has another form, names an unknown organ, or an organ as part of itself.
+    """
+    block = dataset_json.get(BLOCK)
+    found = block.get(CONTAINS, {}) if isinstance(block, dict) else {}
+    if not isinstance(found, dict) or not all(
+        isinstance(inner, list) and all(isinstance(name, str) for name in inner) for inner in found.values()
+    ):
+        raise InputError(f'{BLOCK}.{CONTAINS} is {found!r}, expected organs and those inside, {{"Eye_L": ["Lens_L"]}}.')
+    for outer, inner in found.items():
+        unknown = [name for name in (outer, *inner) if name not in organs]
+        if unknown or outer in inner:
+            what = f"{', '.join(unknown)}, which is no organ of it" if unknown else f"{outer} as a part of itself"
+            raise InputError(f"{BLOCK}.{CONTAINS} names {what}; its organs are {', '.join(organs)}.")
+    return {outer: tuple(inner) for outer, inner in found.items() if inner}
 
 
 def read_present(path: Path) -> dict[str, Sequence[int]]:

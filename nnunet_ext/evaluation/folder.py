@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_ext.errors import CasesFailedError, InputError
-from nnunet_ext.evaluation.metrics import Organs, OrganScore, score_case
+from nnunet_ext.evaluation.metrics import Contains, Organs, OrganScore, inner_labels, score_case
 from nnunet_ext.evaluation.report import csv_text, json_content, table
 from nnunet_ext.geometry import grid_difference
 from nnunet_ext.io.atomic import write_json, write_text
@@ -30,12 +30,14 @@ class FolderScores:
         failed: Case to the sentence that says why it has none.
         only_predicted: Cases without a reference.
         only_reference: Cases without a prediction.
+        contains: Organ to the organs inside it, whose voxels were counted as its own.
     """
 
     scores: dict[str, list[OrganScore]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     only_predicted: list[str] = field(default_factory=list)
     only_reference: list[str] = field(default_factory=list)
+    contains: Contains = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -48,13 +50,22 @@ class FolderScores:
         notes += [f"Failed, {case}: {cause}" for case, cause in self.failed.items()]
         return notes
 
+    @property
+    def definitions(self) -> list[str]:
+        """One line for every organ that was judged with the organs inside it."""
+        return [
+            f"{organ} is judged together with {', '.join(inner)}, inside it, in both maps."
+            for organ, inner in self.contains.items()
+        ]
+
     def text(self) -> str:
         """The table, the definitions and the notes."""
-        return table(self.scores) + "".join(f"{note}\n" for note in self.notes)
+        return table(self.scores) + "".join(f"{line}\n" for line in [*self.definitions, *self.notes])
 
     def write(self, output: Path) -> None:
         """Write metrics.csv, metrics.json and table.txt, each whole or not at all."""
         content = json_content(self.scores)
+        content["definitions"] += self.definitions
         content["failed"] = self.failed
         content["only_predicted"], content["only_reference"] = self.only_predicted, self.only_reference
         write_text(output / "metrics.csv", csv_text(self.scores))
@@ -96,6 +107,7 @@ def score_files(
     organs: Organs,
     contoured: Collection[int] | None = None,
     ignore: int | None = None,
+    inside: Mapping[str, Sequence[int]] | None = None,
 ) -> list[OrganScore]:
     """Scores of one case from its two files.
 
@@ -110,7 +122,7 @@ def score_files(
             f"{prediction} and {reference} differ in grid: {difference}; "
             "predict on the image that the reference was drawn on."
         )
-    return score_case(predicted, drawn, organs, grid.spacing_mm, contoured, ignore=ignore)
+    return score_case(predicted, drawn, organs, grid.spacing_mm, contoured, ignore=ignore, inside=inside)
 
 
 def score_folder(
@@ -120,6 +132,7 @@ def score_folder(
     present: Present | None = None,
     *,
     ignore: int | None = None,
+    contains: Contains | None = None,
     quiet: bool = False,
 ) -> FolderScores:
     """Scores of every case that both folders hold; a case that cannot be used is listed with its cause.
@@ -130,6 +143,7 @@ def score_folder(
         organs: Organ name to label or labels.
         present: Case to contoured labels; a case that is not listed counts as fully contoured.
         ignore: Reference label whose voxels do not count.
+        contains: Organ to the organs inside it, whose voxels count as its own.
         quiet: No progress bar.
 
     Raises:
@@ -142,14 +156,16 @@ def score_folder(
             f"{predictions} and {references} have no case in common "
             f"({next(iter(predicted))}, ... and {next(iter(drawn))}, ...); files need equal names."
         )
+    inside = inner_labels(contains, organs) if contains else None
     result = FolderScores(
+        contains=contains or {},
         only_predicted=[case for case in predicted if case not in drawn],
         only_reference=[case for case in drawn if case not in predicted],
     )
     for case in tqdm(both, desc="evaluate", unit="case", disable=quiet):
         contoured = present.get(case) if present else None
         try:
-            result.scores[case] = score_files(predicted[case], drawn[case], organs, contoured, ignore)
+            result.scores[case] = score_files(predicted[case], drawn[case], organs, contoured, ignore, inside)
         except (InputError, OSError, MemoryError) as error:
             result.failed[case] = str(error) or type(error).__name__
     return result
@@ -163,6 +179,7 @@ def evaluate_folder(
     present: Present | None = None,
     *,
     ignore: int | None = None,
+    contains: Contains | None = None,
     quiet: bool = False,
 ) -> FolderScores:
     """Judge a folder and write metrics.csv, metrics.json and table.txt.
@@ -174,13 +191,14 @@ def evaluate_folder(
         organs: Organ name to label or labels.
         present: Case to contoured labels; a case that is not listed counts as fully contoured.
         ignore: Reference label whose voxels do not count.
+        contains: Organ to the organs inside it, whose voxels count as its own.
         quiet: No progress bar.
 
     Raises:
         InputError: a folder is missing or empty, or the two have no case in common.
         CasesFailedError: some cases could not be used; the files are written from the others.
     """
-    result = score_folder(predictions, references, organs, present, ignore=ignore, quiet=quiet)
+    result = score_folder(predictions, references, organs, present, ignore=ignore, contains=contains, quiet=quiet)
     result.write(output)
     result.raise_failed()
     return result

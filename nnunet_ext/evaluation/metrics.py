@@ -18,6 +18,8 @@ from nnunet_ext.evaluation.surfaces import foreground_extent, surface_distances,
 Status = Literal["scored", "missed", "spurious", "both_empty", "not_contoured"]
 Organs = Mapping[str, int | Sequence[int]]
 """Organ name to its label, or to the labels that together make up its region."""
+Contains = Mapping[str, Sequence[str]]
+"""Organ name to the organs that lie inside it and are drawn over it, such as the lens over the eye."""
 
 _Surfaces = tuple[NDArray[np.float64], NDArray[np.float64]]
 MAX_LABEL = 65535
@@ -66,6 +68,7 @@ def score_case(
     contoured: Collection[int] | None = None,
     distances: bool = True,
     ignore: int | None = None,
+    inside: Mapping[str, Sequence[int]] | None = None,
 ) -> list[OrganScore]:
     """Scores of all organs of one case, in the order of ``organs``.
 
@@ -80,6 +83,8 @@ def score_case(
         contoured: Labels that somebody drew in this case; None means all. A region needs all of its labels.
         distances: False leaves HD95 and ASSD out (NaN).
         ignore: Reference label whose voxels do not count.
+        inside: Organ name to labels drawn over it (``inner_labels``), whose voxels are the organ's as well, in both
+            maps. Whether somebody drew them does not matter: where nobody drew the lens, the eye has no hole.
 
     Shape:
         prediction, reference: (Z, Y, X), whole numbers from 0 to 65535.
@@ -94,8 +99,11 @@ def score_case(
     if ignore is not None:
         prediction = np.where(reference == ignore, 0, prediction)
     groups = [(label,) if isinstance(label, int) else tuple(label) for label in organs.values()]
-    codes = {label: code for code, label in enumerate(sorted(set().union(*groups)), start=1)}
-    coded = [[codes[label] for label in group] for group in groups]
+    whole = groups
+    if inside:
+        whole = [tuple(dict.fromkeys((*g, *inside.get(o, ())))) for o, g in zip(organs, groups, strict=True)]
+    codes = {label: code for code, label in enumerate(sorted(set().union(*whole)), start=1)}
+    coded = [[codes[label] for label in group] for group in whole]
     extent = foreground_extent(prediction, reference)
     a, b = _encode(prediction[extent], codes), _encode(reference[extent], codes)
     histogram = _joint_histogram(a, b, len(codes) + 1)
@@ -108,6 +116,19 @@ def score_case(
         else OrganScore(group[0], organ, "not_contoured")
         for organ, group, code, pair in zip(organs, groups, coded, surfaces, strict=True)
     ]
+
+
+def inner_labels(contains: Contains, organs: Organs) -> dict[str, tuple[int, ...]]:
+    """For ``score_case``: organ name to the labels of the organs inside it, as far as they have one.
+
+    Args:
+        contains: Organ to the organs inside it.
+        organs: Organ name to label or labels.
+    """
+    groups = {organ: (label,) if isinstance(label, int) else tuple(label) for organ, label in organs.items()}
+    return {
+        organ: tuple(label for name in inner for label in groups.get(name, ())) for organ, inner in contains.items()
+    }
 
 
 def _score(blank: OrganScore, volumes: tuple[int, int, int], surfaces: _Surfaces | None) -> OrganScore:

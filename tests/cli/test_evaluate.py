@@ -126,3 +126,21 @@ def test_maps_that_number_the_organs_alike_are_scored(dataset: Path) -> None:
     page = {"labels": {"background": 0, "Brainstem": 1, "Cord": 2}}
     (dataset / "predictions" / "dataset.json").write_text(json.dumps(page))
     assert run(dataset).exit_code == 0
+
+
+def test_inner_organs_of_the_dataset_json_are_judged_with_the_organ_around_them(dataset: Path) -> None:
+    page = {
+        "labels": {"background": 0, "Eye_L": 1, "Lens_L": 2},
+        "nnunet_ext": {"contains": {"Eye_L": ["Lens_L"]}},
+    }
+    (dataset / "raw" / "dataset.json").write_text(json.dumps(page))
+    (dataset / "predictions" / "dataset.json").write_text(json.dumps({"labels": page["labels"]}))
+    drawn = np.zeros(GRID.shape, dtype=np.uint8)
+    drawn[1:3, 2:5, 2:5] = 1
+    drawn[1, 2, 2] = 2
+    write_labels(dataset / "predictions" / "case.nii.gz", drawn, GRID)
+    for options in ((), ("--compare", str(dataset / "other"))):
+        result = run(dataset, *options)
+        assert result.exit_code == 0, result.output
+        assert "Eye_L is judged together with Lens_L" in result.output
+        assert "case,1,Eye_L,scored,1,0,0,0" in (dataset / "out" / "metrics.csv").read_text()

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from nnunet_ext.cli.plan import command
+from nnunet_ext.planning.names import NETWORKS
 
 
 def nnunet_ext(world: SimpleNamespace, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -74,3 +75,9 @@ def test_help_names_every_option() -> None:
     options = ["-d", "--preset", "--network", "--axial / --no-axial", "-c", "--gpu-gb", "--spacing-mm", "-p", "-np"]
     for option in [*options, "--no-pp"]:
         assert option in text
+
+
+def test_help_names_and_explains_every_network() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    for network, meaning in NETWORKS.items():
+        assert f"{network}: {meaning}" in text

@@ -145,3 +145,25 @@ def test_the_verb_ends_with_exit_code_2_and_one_sentence_and_loads_no_torch(raw:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_region_may_follow_the_organ_with_margins(raw: Path) -> None:
+    assert run("--margin-mm", "3", "2", "2", "--copies", "0").exit_code == 0
+    labels, _ = read_labels(raw / "Dataset012_Regions" / "labelsTr" / "a.nii.gz")
+    assert labels.shape == (2 + 2, 3 + 4, 4 + 4)
+
+
+def test_margins_from_the_truth_alone_cannot_be_learned_and_are_given_once(raw: Path) -> None:
+    assert "give numbers" in refusal(run("--margin-auto"))
+    result = run("--margin-auto", "--margin-mm", "1", "1", "1")
+    assert (result.exit_code, "not both" in result.output) == (2, True)
+
+
+def test_too_small_a_region_is_a_warning_before_anybody_trains(raw: Path) -> None:
+    result = run("--size-vox", "1", "2", "2", "--copies", "0")
+    assert result.exit_code == 0
+    assert "WARNING Brainstem: regions keep 16.67%" in result.stderr
+
+
+def test_one_network_for_both_sides_needs_both_sides(raw: Path) -> None:
+    assert "come in pairs" in refusal(run(*SIZE, "--flip-right"))

@@ -13,6 +13,7 @@ from nnunet_ext.cli import main
 from nnunet_ext.conversion import convert as module
 from nnunet_ext.conversion.convert import convert
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import read_organs
 from nnunet_ext.geometry import Grid
 from nnunet_ext.labels import swap_pairs
 from nnunet_ext.preprocessing import bias_field
@@ -125,7 +126,6 @@ def test_full_conversion_removes_couch_and_bias_field_and_records_the_steps(run,
         "converter_version": 1,
         "swap_pairs": [[1, 2], [3, 4], [5, 6]],
         "preprocessing": {"CT": ["remove_couch"], "T1w": ["n4"], "T2w": ["n4"]},
-        "eye_includes_lens": False,
     }
     ct, source = _read(done.folder / "imagesTr/pt_1_0000.nii.gz"), _read(tmp_path / "s/pt_1/CT.nii.gz")
     head = _ball((0, 0, 0), (42, 52, 60))
@@ -160,7 +160,9 @@ def test_organ_files_are_painted_lens_over_eye_and_the_overlap_is_counted(run, t
     lens, eye = _organs()["Lens_L"], _organs()["Eye_L"]
     assert f"{(lens & eye).sum()} voxels of Eye_L became Lens_L" in done.report["cases"]["a"]["notes"]
     assert done.report["cases"]["a"]["contoured"] == (1, 2, 3, 4, 5, 6)
-    assert _json(done.folder / "dataset.json")["nnunet_ext"]["eye_includes_lens"] is True
+    written = _json(done.folder / "dataset.json")["nnunet_ext"]
+    assert written["contains"] == {"Eye_L": ["Lens_L"], "Eye_R": ["Lens_R"]}
+    assert read_organs(done.folder / "dataset.json").contains == {"Eye_L": ("Lens_L",), "Eye_R": ("Lens_R",)}
     assert any("contain their lens" in text for text in done.report["warnings"])
 
 

@@ -75,3 +75,34 @@ def test_present_labels_are_read_from_beside_the_dataset_json(tmp_path: Path) ->
 def test_present_labels_of_another_form_are_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(InputError, match="must map each case"):
         read_present(write(tmp_path / "present_labels.json", content))
+
+
+def test_organs_inside_another_are_read_and_an_empty_list_is_none(tmp_path: Path) -> None:
+    labels = {"background": 0, "Eye_L": 1, "Eye_R": 2, "Lens_L": 3}
+    content = {"labels": labels, "nnunet_ext": {"contains": {"Eye_L": ["Lens_L"], "Eye_R": []}}}
+    assert read_organs(write(tmp_path / "dataset.json", content)).contains == {"Eye_L": ("Lens_L",)}
+
+
+@pytest.mark.parametrize("block", [None, "x", {}, {"swap_pairs": [[1, 2]]}])
+def test_a_dataset_without_the_block_has_no_inner_organs(tmp_path: Path, block: Any) -> None:
+    content = {"labels": {"background": 0, "Eye_L": 1}, **({} if block is None else {"nnunet_ext": block})}
+    assert read_organs(write(tmp_path / "dataset.json", content)).contains == {}
+
+
+@pytest.mark.parametrize(
+    ("contains", "message"),
+    [
+        (["Eye_L"], "expected organs and those inside"),
+        ({"Eye_L": "Lens_L"}, "expected organs and those inside"),
+        ({"Eye_L": [3]}, "expected organs and those inside"),
+        ({"Eye_L": ["Lens"]}, "names Lens, which is no organ"),
+        ({"Eye": ["Lens_L"]}, "names Eye, which is no organ"),
+        ({"Eye_L": ["Eye_L"]}, "Eye_L as a part of itself"),
+    ],
+)
+def test_a_wrong_block_of_inner_organs_is_named(tmp_path: Path, contains: Any, message: str) -> None:
+    content = {"labels": {"background": 0, "Eye_L": 1, "Lens_L": 3}, "nnunet_ext": {"contains": contains}}
+    path = write(tmp_path / "dataset.json", content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_organs(path)
+    assert str(path) in str(caught.value)

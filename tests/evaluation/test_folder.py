@@ -108,3 +108,24 @@ def test_a_positive_difference_speaks_for_the_predictions(folders: tuple[Path, P
     assert float(eye[4]) == pytest.approx(1 / 3, abs=1e-4)
     assert (output / "comparison.txt").read_text() == text
     assert (output / "compared" / "metrics.csv").is_file()
+
+
+def test_organs_inside_another_are_counted_with_it_and_the_report_says_so(tmp_path: Path) -> None:
+    predictions, references, output = (tmp_path / name for name in ("predictions", "references", "out"))
+    drawn = labels()
+    predicted = drawn.copy()
+    drawn[1:5, 2:6, 1] = 3  # the lens is a third of the eye: 16 of 48 voxels
+    predicted[1:5, 2:6, 3] = 3
+    write_labels(references / "a.nii.gz", drawn, GRID)
+    write_labels(predictions / "a.nii.gz", predicted, GRID)
+    organs, contains = {**ORGANS, "Lens_L": 3}, {"Eye_L": ("Lens_L",)}
+    alone = evaluate_folder(predictions, references, output, organs, quiet=True)
+    assert [row.dsc for row in alone.scores["a"]] == [0.5, 1.0, 0.0]
+    assert "judged together" not in (output / "table.txt").read_text()
+    result = evaluate_folder(predictions, references, output, organs, contains=contains, quiet=True)
+    assert [row.dsc for row in result.scores["a"]] == [1.0, 1.0, 0.0]
+    sentence = "Eye_L is judged together with Lens_L, inside it, in both maps."
+    assert sentence in (output / "table.txt").read_text()
+    assert sentence in json.loads((output / "metrics.json").read_text())["definitions"]
+    *_, text = compare_folders(predictions, references, references, output, organs, contains=contains, quiet=True)
+    assert sentence in text

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunet_ext.evaluation.metrics import OrganScore, score_case
+from nnunet_ext.evaluation.metrics import OrganScore, inner_labels, score_case
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -186,3 +186,57 @@ def test_negative_labels_are_refused() -> None:
     labels[1, 1, 1], labels[2, 2, 2] = -1, 1
     with pytest.raises(ValueError, match="from -1 to 1"):
         score(labels, labels)
+
+
+EYE_AND_LENS = {"Eye_L": 1, "Lens_L": 3}
+
+
+def eye_with_lens(lens_x: int | None) -> NDArray[np.uint8]:
+    """A row of six eye voxels, x 2 to 7, with the one at ``lens_x`` drawn as lens."""
+    labels = np.zeros((3, 3, 12), dtype=np.uint8)
+    labels[1, 1, 2:8] = 1
+    if lens_x is not None:
+        labels[1, 1, lens_x] = 3
+    return labels
+
+
+def test_an_eye_is_judged_together_with_the_lens_inside_it() -> None:
+    inside = inner_labels({"Eye_L": ["Lens_L"]}, EYE_AND_LENS)
+    prediction, reference = eye_with_lens(2), eye_with_lens(7)
+    # alone: 5 voxels each, x 3-7 and 2-6, 4 in common; surfaces 1 mm apart at both ends
+    alone = score_case(prediction, reference, EYE_AND_LENS, SPACING)
+    assert (alone[0].dsc, alone[0].assd_mm) == (0.8, 0.2)
+    eye, lens = score_case(prediction, reference, EYE_AND_LENS, SPACING, inside=inside)
+    assert eye == OrganScore(1, "Eye_L", "scored", 1.0, 0.0, 0.0, 0.0)
+    assert lens == OrganScore(3, "Lens_L", "scored", 0.0, 5.0, 5.0, 0.0)  # x 2 against x 7
+
+
+def test_a_lens_that_was_not_predicted_is_missing_in_the_eye_as_well() -> None:
+    inside = inner_labels({"Eye_L": ["Lens_L"]}, EYE_AND_LENS)
+    prediction = eye_with_lens(7)
+    prediction[prediction == 3] = 0
+    eye, lens = score_case(prediction, eye_with_lens(7), EYE_AND_LENS, SPACING, inside=inside)
+    assert (eye.dsc, eye.rve) == (2 * 5 / 11, -1 / 6)
+    assert eye.assd_mm == pytest.approx(1 / 11)  # one of 6 + 5 surface voxels is 1 mm from the other surface
+    assert lens.status == "missed"
+
+
+def test_an_eye_counts_as_drawn_where_nobody_drew_its_lens_and_not_the_other_way_round() -> None:
+    inside = inner_labels({"Eye_L": ["Lens_L"]}, EYE_AND_LENS)
+    drawn = eye_with_lens(None)  # nobody cut the lens out of this eye
+    only_eye = score_case(eye_with_lens(4), drawn, EYE_AND_LENS, SPACING, contoured=[1], inside=inside)
+    assert (only_eye[0].status, only_eye[0].dsc) == ("scored", 1.0)
+    assert only_eye[1].status == "not_contoured"
+    only_lens = score_case(eye_with_lens(4), eye_with_lens(4), EYE_AND_LENS, SPACING, contoured=[3], inside=inside)
+    assert [row.status for row in only_lens] == ["not_contoured", "scored"]
+
+
+def test_a_lens_counts_inside_its_eye_even_where_only_eyes_are_asked_for() -> None:
+    inside = inner_labels({"Eye_L": ["Lens_L"]}, EYE_AND_LENS)
+    (eye,) = score_case(eye_with_lens(2), eye_with_lens(7), {"Eye_L": 1}, SPACING, inside=inside)
+    assert (eye.dsc, eye.hd95_mm) == (1.0, 0.0)
+
+
+def test_inner_organs_without_a_label_are_left_out_and_regions_give_all_their_labels() -> None:
+    contains = {"Head": ["Eyes", "Nose"]}
+    assert inner_labels(contains, {"Head": 1, "Eyes": (2, 3)}) == {"Head": (2, 3)}
