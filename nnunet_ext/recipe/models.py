@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.locations import expose_trainers
+from nnunet_ext.recipe.inference import CasePredictor, Preprocessed, PreprocessedCache
 from nnunet_ext.roi.provenance import label_numbers, sha256_of
 from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint
 
@@ -42,25 +42,41 @@ class LoadedModel:
         channels: Names of the channels that it reads, in order.
     """
 
-    predictor: nnUNetPredictor
+    predictor: CasePredictor
     labels: Mapping[str, int]
     digest: str
     channels: Sequence[str]
 
-    def predict(self, images: NDArray[np.float32], spacing_mm: Sequence[float]) -> NDArray[np.integer]:
+    def preprocessing(self, spacing_mm: Sequence[float]) -> str:
+        """Key of an image's preprocessing: models with the same one can share a ``PreprocessedCache``."""
+        return self.predictor.preprocessing(spacing_mm)
+
+    def predict(
+        self, images: NDArray[np.float32], spacing_mm: Sequence[float], shared: PreprocessedCache | None = None
+    ) -> NDArray[np.integer]:
         """Label map of an image.
+
+        Args:
+            images: All channels of the model.
+            spacing_mm: Voxel size (Z, Y, X).
+            shared: Preprocessed arrays of the same image; None keeps nothing.
 
         Shape:
             images: (C, Z, Y, X), canonical LPS order.
             returns: (Z, Y, X), same order.
         """
-        properties = {"spacing": list(spacing_mm)}
-        # stock's reader hands RAS to the network: x and y run the other way than in LPS
-        ras = np.ascontiguousarray(images[:, :, ::-1, ::-1])
-        with contextlib.redirect_stdout(io.StringIO()):  # stock prints its progress bars here
-            labels = self.predictor.predict_single_npy_array(ras, properties, None, None, False)
-        result: NDArray[np.integer] = np.ascontiguousarray(np.asarray(labels)[:, ::-1, ::-1])
-        return result
+
+        def preprocess() -> Preprocessed:
+            # stock's reader hands RAS to the network: x and y run the other way than in LPS
+            return self.predictor.preprocess(images[:, :, ::-1, ::-1], spacing_mm)
+
+        with contextlib.redirect_stdout(io.StringIO()):  # stock prints where it falls back
+            key = self.preprocessing(spacing_mm)
+            data, properties = preprocess() if shared is None else shared.take(key, preprocess)
+            logits = self.predictor.predict_logits_from_preprocessed_data(data).cpu()
+            del data  # not needed beside the label map
+            labels = self.predictor.labels(logits, properties)
+        return np.ascontiguousarray(labels[:, ::-1, ::-1])
 
 
 def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
@@ -83,7 +99,7 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
         )
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = _trainer(contents[0]["trainer_name"], folder)
-        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+        predictor = CasePredictor(device=torch.device(device), allow_tqdm=False)
     network = trainer.build_network_architecture(
         manager,
         configuration,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,18 @@ from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
 from nnunet_ext.io.nifti import write_labels
-from nnunet_ext.recipe.composed import Composed
+from nnunet_ext.recipe.composed import Composed, Labels
 from nnunet_ext.recipe.inputs import InputCase, find_cases
 from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
+
+FAILURES = (NnunetExtError, ValueError, OSError, RuntimeError, MemoryError)
+"""What ends one case and not the run; BusyError, among them, ends the run."""
 
 
 def predict_folder(composed: Composed, source: Path, output: Path, say: Callable[[str], None]) -> None:
     """Contour every case of a folder; a bad one is isolated, the others finish.
+
+    One thread reads the next case and one writes the last while a case is predicted.
 
     Writes ``<case>.nii.gz`` on the grid of the input and ``<case>.json`` (owners, regions, fall-backs, laterality). A
     case is skipped when its outputs are whole and were made from the same image by the same models; run again after a
@@ -41,36 +49,136 @@ def predict_folder(composed: Composed, source: Path, output: Path, say: Callable
     """
     cases, failed = find_cases(source, len(composed.channels))
     with locked(output / ".lock"):
+        for left in output.glob(".part-*"):  # of a run that was killed
+            left.unlink()
         write_json(output / "dataset.json", _output_dataset_json(composed))
-        for i, case in enumerate(cases, 1):
-            try:
-                line = _predict_case(composed, case, output)
-            except BusyError:
-                raise
-            except (NnunetExtError, ValueError, OSError, RuntimeError, MemoryError) as error:
-                failed[case.case] = str(error) or type(error).__name__
-                _withdraw(case, output)
-                line = f"{case.case}: FAILED, {failed[case.case]}"
-            say(f"[{i}/{len(cases)}] {line}")
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+            stream = _Stream(composed, output, writer, say, len(cases), failed)
+            for case, ready in _one_ahead(reader, partial(_read_case, composed, output), cases):
+                stream.add(case, ready)
+            stream.settle()
     if failed:
         listed = "\n  ".join(f"{name}: {cause}" for name, cause in sorted(failed.items()))
         raise CasesFailedError(f"{len(failed)} inputs failed, {len(cases)} cases were tried:\n  {listed}")
 
 
-def _predict_case(composed: Composed, case: InputCase, output: Path) -> str:
+@dataclass
+class _Ready:
+    """One case, read and checked."""
+
+    key: dict[str, Any]
+    images: NDArray[np.float32]
+    grid: Grid
+    repairs: list[str]
+    seconds: float
+
+
+@dataclass
+class _Stream:
+    """Cases on their way: while one is predicted the next is read and the last one written.
+
+    Three cases at most are in memory. A case's line is said when its files lie there, so the lines keep their order.
+
+    Args:
+        composed: The loaded model.
+        output: Folder to write.
+        writer: One thread.
+        say: Receives one line per case.
+        total: Number of cases.
+        failed: Case to cause, filled.
+        writing: The last case and what becomes of it.
+        said: Number of lines.
+    """
+
+    composed: Composed
+    output: Path
+    writer: ThreadPoolExecutor
+    say: Callable[[str], None]
+    total: int
+    failed: dict[str, str]
+    writing: tuple[InputCase, Future[str]] | None = None
+    said: int = 0
+
+    def add(self, case: InputCase, reading: Future[_Ready | None]) -> None:
+        """Predict one case and let it be written."""
+        try:
+            write = self._predict(case, reading)
+        except FAILURES as error:
+            self.settle()  # the last case is still written
+            if isinstance(error, BusyError):
+                raise
+            self._fail(case, error)
+        else:
+            self.settle()
+            self.writing = (case, self.writer.submit(write))
+
+    def _predict(self, case: InputCase, reading: Future[_Ready | None]) -> Callable[[], str]:
+        """What is left to do for a case: write it and return its line."""
+        ready = reading.result()
+        if ready is None:
+            return lambda: f"{case.case}: done before, kept"
+        start = time.perf_counter()
+        labels, report = self.composed.predict(ready.images, ready.grid)
+        seconds = ready.seconds + time.perf_counter() - start
+        entry = {"case": case.case, **ready.key}, {"repairs": ready.repairs, **report}
+        return partial(_write_case, self.output, entry, labels, ready.grid, seconds)
+
+    def settle(self) -> None:
+        """Wait for the case that is being written and say how it ended."""
+        if self.writing is None:
+            return
+        (case, writing), self.writing = self.writing, None
+        try:
+            self._say(writing.result())
+        except BusyError:
+            raise
+        except FAILURES as error:
+            self._fail(case, error)
+
+    def _fail(self, case: InputCase, error: BaseException) -> None:
+        self.failed[case.case] = str(error) or type(error).__name__
+        _withdraw(case, self.output)
+        self._say(f"{case.case}: FAILED, {self.failed[case.case]}")
+
+    def _say(self, line: str) -> None:
+        self.said += 1
+        self.say(f"[{self.said}/{self.total}] {line}")
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[InputCase], _Ready | None], cases: Sequence[InputCase]
+) -> Iterator[tuple[InputCase, Future[_Ready | None]]]:
+    """Every case with its finished reading; the next one is read meanwhile, no further one."""
+    coming = [pool.submit(work, case) for case in cases[:1]]
+    for i, case in enumerate(cases, 1):
+        current = coming.pop()
+        wait([current])
+        coming = [pool.submit(work, following) for following in cases[i : i + 1]]
+        yield case, current
+
+
+def _read_case(composed: Composed, output: Path, case: InputCase) -> _Ready | None:
+    """Hashed, and read and checked unless its outputs lie there already."""
+    start = time.perf_counter()
     paths = case.require_channels(composed.channels)
     key = {"models": composed.digest, "inputs": [sha256_of(path) for path in paths]}
-    target, report_path = output / f"{case.case}{FILE_ENDING}", output / f"{case.case}.json"
-    if _is_done(report_path, target, key):
-        return f"{case.case}: done before, kept"
-    start = time.perf_counter()
+    if _is_done(output / f"{case.case}.json", output / f"{case.case}{FILE_ENDING}", key):
+        return None
     images, grid, repairs = _read(paths, composed.channels)
-    labels, report = composed.predict(images, grid)
+    return _Ready(key, images, grid, repairs, time.perf_counter() - start)
+
+
+def _write_case(
+    output: Path, entry: tuple[dict[str, Any], dict[str, Any]], labels: Labels, grid: Grid, seconds: float
+) -> str:
+    """The label map, then the report that vouches for it, and the line to say."""
+    start = time.perf_counter()
+    key, report = entry
+    target = output / f"{key['case']}{FILE_ENDING}"
     write_labels(target, labels, grid)
-    entry = {"case": case.case, **key, "output_sha256": sha256_of(target), "repairs": repairs, **report}
-    write_json(report_path, entry)
+    write_json(output / f"{key['case']}.json", {**key, "output_sha256": sha256_of(target), **report})
     warnings = "".join(f"; {line}" for line in report["warnings"])
-    return f"{case.case}: {time.perf_counter() - start:.1f} s{warnings}"
+    return f"{key['case']}: {seconds + time.perf_counter() - start:.1f} s{warnings}"
 
 
 def _read(paths: Sequence[Path], channels: Sequence[str]) -> tuple[NDArray[np.float32], Grid, list[str]]:
@@ -86,7 +194,7 @@ def _read(paths: Sequence[Path], channels: Sequence[str]) -> tuple[NDArray[np.fl
         repairs += repaired
     if first is None:
         raise InputError("the recipe has no channel.")
-    return np.stack(images), first, repairs
+    return images[0][None] if len(images) == 1 else np.stack(images), first, repairs
 
 
 def _withdraw(case: InputCase, output: Path) -> None:

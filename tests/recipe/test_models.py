@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.recipe.inference import Preprocessed
 from nnunet_ext.recipe.models import LoadedModel, load_model
 from nnunet_ext.training.checkpoint import write_checkpoint
 
@@ -136,11 +137,13 @@ def test_the_network_sees_right_and_front_first_as_stock_hands_it_ras(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def remember(image: np.ndarray, *rest: object) -> np.ndarray:
-        seen.append(image)
-        return (image[0] > 0).astype(np.uint8)
+    def remember(images: np.ndarray, spacing_mm: Sequence[float]) -> Preprocessed:
+        seen.append(images)
+        return Preprocessed(torch.from_numpy(np.ascontiguousarray(images)), {})
 
-    monkeypatch.setattr(model.predictor, "predict_single_npy_array", remember)
+    monkeypatch.setattr(model.predictor, "preprocess", remember)
+    monkeypatch.setattr(model.predictor, "predict_logits_from_preprocessed_data", lambda data: data)
+    monkeypatch.setattr(model.predictor, "labels", lambda logits, properties: (logits[0] > 0).numpy())
     image = np.zeros((1, 3, 4, 5), np.float32)
     image[0, 0, 0, 4] = 1.0
     labels = model.predict(image, (3.0, 1.0, 1.0))
