@@ -15,23 +15,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.locations import nnunet_folder
-from nnunet_ext.planning.axial import ExtPlanner
-from nnunet_ext.planning.cpu import ExtPlannerCPU
-from nnunet_ext.planning.networks import (
-    ExtPlannerContext,
-    ExtPlannerCPUContext,
-    ExtPlannerCPUOriginal,
-    ExtPlannerOriginal,
-)
+from nnunet_ext.planning.networks import PLANNERS
 from nnunet_ext.preprocessing.windows import ct_normalization_numbers
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
-
-PLANNERS: dict[str, dict[str, type[ExtPlanner]]] = {
-    "plain": {"default": ExtPlanner, "cpu": ExtPlannerCPU},
-    "context": {"default": ExtPlannerContext, "cpu": ExtPlannerCPUContext},
-    "original": {"default": ExtPlannerOriginal, "cpu": ExtPlannerCPUOriginal},
-}
-"""Network (PlainConvUNet, ContextUNet, OriginalUNet) and preset to planner."""
 
 
 def dataset_name(dataset_id: int) -> str:
@@ -75,7 +61,7 @@ def make_plans(
         plans_name: Name of the plans; None is the planner's own.
         spacing_mm: Voxel size (Z, Y, X) of the 3D configuration; None is nnU-Net's choice. Coarse voxels make a cheap
             localiser that sees the whole image at once.
-        network: "plain", "context" or "original"; key of PLANNERS.
+        network: Key of ``planning.names.NETWORKS``.
 
     Returns:
         Name of the plans written.

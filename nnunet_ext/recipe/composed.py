@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.conversion.orientation import from_lps, to_lps
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.laterality import check_laterality
 from nnunet_ext.fusion.merge import fuse_labels
 from nnunet_ext.fusion.rules import FusionTable
-from nnunet_ext.geometry import LEFT_RIGHT, MAX_OBLIQUE_DEG, Box, Grid, body_axis
+from nnunet_ext.geometry import LEFT_RIGHT, MAX_OBLIQUE_DEG, Grid, body_axis
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.orientation import from_lps, to_lps
 from nnunet_ext.labels import swap_pairs
+from nnunet_ext.preprocessing.steps import apply_steps
+from nnunet_ext.recipe.inference import PreprocessedCache
+from nnunet_ext.recipe.meter import Meter
 from nnunet_ext.recipe.models import LoadedModel, load_model
 from nnunet_ext.recipe.places import Places
-from nnunet_ext.recipe.schema import Model, Recipe, locators_of
-from nnunet_ext.roi.boxes import crop, paste
-from nnunet_ext.roi.centre import Centre, Located, centre_of, locate
-from nnunet_ext.roi.region import CENTRE, Region, box_entry
+from nnunet_ext.recipe.regional import RegionalPrediction, Seen, region_warnings
+from nnunet_ext.recipe.schema import Recipe, locators_of
+from nnunet_ext.roi.learned import Learned
+from nnunet_ext.roi.region import Region
+from nnunet_ext.roi.sides import WHOLE, frame_labels
 
 Labels = NDArray[np.integer]
 SPACING_FACTOR = 3.0
@@ -41,47 +44,61 @@ class Composed:
         channels: Channel names in the order of the files ``_0000``, ``_0001``, ...: those of the first model, then what
             later ones add.
         models: Name to loaded model, in the order to run.
-        positions: Region model to the organs' usual place in the body.
+        learned: Region model to what its training cases taught, per part of the region.
+        steps: Channel to the preprocessing that the training images had and new ones get.
     """
 
     recipe: Recipe
     table: FusionTable
     channels: Sequence[str]
     models: dict[str, LoadedModel]
-    positions: dict[str, Sequence[float]]
+    learned: dict[str, dict[str, Learned]] = field(default_factory=dict)
+    steps: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides a result except the image."""
-        content = [self.recipe.digest, self.table.as_dict(), {n: m.digest for n, m in self.models.items()}]
+        models = {n: m.digest for n, m in self.models.items()}
+        learned = {n: {part: known.as_dict() for part, known in parts.items()} for n, parts in self.learned.items()}
+        content = [self.recipe.digest, self.table.as_dict(), models, learned, dict(self.steps)]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @classmethod
-    def load(cls, recipe: Recipe, folds: Sequence[int] | None = None, device: str | None = None) -> Composed:
+    def load(
+        cls,
+        recipe: Recipe,
+        folds: Sequence[int] | None = None,
+        device: str | None = None,
+        table: FusionTable | None = None,
+    ) -> Composed:
         """Load the models that own an organ or locate a region for one.
 
         Args:
             recipe: A trained recipe.
             folds: Folds whose networks are averaged; None is the page's choice.
             device: None is the recipe's.
+            table: Owners of the organs; None is the table that ``nnunet-ext select`` wrote.
 
         Raises:
             InputError: the recipe was not trained, or a model cannot be loaded.
         """
         places = Places.of(recipe)
-        if not places.fusion_table.exists():
+        if table is None and not places.fusion_table.exists():
             raise InputError(
                 f"{places.fusion_table} is missing; run `nnunet-ext train` for recipe {recipe.name} first."
             )
-        table = FusionTable.load(places.fusion_table)
+        table = table or FusionTable.load(places.fusion_table)
         names = needed_models(recipe, table.owners)
         averaged = {n: folds or recipe.models[n].folds or recipe.folds for n in names}
         models = {n: load_model(places.model_folder(n), averaged[n], device or recipe.device) for n in names}
-        regions = [n for n in names if recipe.models[n].region is not None]
-        described = {n: read_json(places.model_folder(n) / "dataset.json") for n in regions}
-        positions = {n: described[n]["nnunet_ext"]["position_in_body"] for n in regions}
+        notes = {n: read_json(places.model_folder(n) / "dataset.json").get("nnunet_ext", {}) for n in names}
+        learned = {
+            n: {part: Learned.from_dict(known) for part, known in notes[n]["learned"].items()}
+            for n in names
+            if recipe.models[n].region is not None
+        }
         channels = dict.fromkeys(channel for model in models.values() for channel in model.channels)
-        return cls(recipe, table, list(channels), models, positions)
+        return cls(recipe, table, list(channels), models, learned, _common_steps(notes))
 
     def predict(self, images: NDArray[np.float32], grid: Grid) -> tuple[Labels, dict[str, Any]]:
         """Contour one image.
@@ -92,10 +109,17 @@ class Composed:
         """
         turned = [to_lps(channel, grid) for channel in images]
         lps, lps_grid = np.stack([channel for channel, _ in turned]).astype(np.float32), turned[0][1]
-        run = _Run(self, lps, lps_grid)
+        meter = Meter()
+        with meter.stage("preprocessing"):
+            named, notes = apply_steps(dict(zip(self.channels, lps, strict=True)), lps_grid, self.steps)
+        whole = [model for name, model in self.models.items() if self.recipe.models[name].region is None]
+        shared = PreprocessedCache(model.preprocessing(lps_grid.spacing_mm) for model in whole)
+        run = _Run(self, named, lps_grid, shared)
         for name in self.models:
-            run.add(name)
-        fused = fuse_labels({name: run.maps[name] for name in self.table.owners}, self.table)
+            with meter.stage(name):
+                run.add(name)
+        with meter.stage("fusion"):
+            fused = fuse_labels({name: run.maps[name] for name in self.table.owners}, self.table)
         sides = check_laterality(fused.labels, lps_grid, swap_pairs(dict(self.table.organs)))
         missing = [organ for organ, number in self.table.organs.items() if not (fused.labels == number).any()]
         report = {
@@ -108,7 +132,8 @@ class Composed:
                 o: round(int((fused.labels == n).sum()) * grid.voxel_ml, 3) for o, n in self.table.organs.items()
             },
             "warnings": [*(f"{o} was not found" for o in missing), *run.warnings(sides)],
-            "seconds": run.seconds,
+            "preprocessing": notes,
+            "stages": meter.stages,
         }
         return from_lps(fused.labels, grid), report
 
@@ -118,48 +143,43 @@ class _Run:
     """One image on its way through the models."""
 
     composed: Composed
-    images: NDArray[np.float32]
+    images: Mapping[str, NDArray[np.float32]]
     grid: Grid
+    shared: PreprocessedCache
     maps: dict[str, Labels] = field(default_factory=dict)
     regions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str) -> None:
         """Predict with one model, in its region if it has one."""
-        start = time.perf_counter()
-        model = self.composed.recipe.models[name]
-        self.maps[name] = self._whole(name) if model.region is None else self._region(name, model, model.region)
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+        region = self.composed.recipe.models[name].region
+        self.maps[name] = self._whole(name) if region is None else self._region(name, region)
 
-    def _channels(self, name: str) -> list[str]:
-        return list(self.composed.models[name].channels or self.composed.channels)
-
-    def _image(self, channel: str) -> NDArray[np.float32]:
-        image: NDArray[np.float32] = self.images[list(self.composed.channels).index(channel)]
-        return image
+    def _channels(self, name: str) -> dict[str, NDArray[np.float32]]:
+        return {c: self.images[c] for c in self.composed.models[name].channels or self.composed.channels}
 
     def _whole(self, name: str) -> Labels:
-        images = np.stack([self._image(channel) for channel in self._channels(name)])
-        return self.composed.models[name].predict(images, self.grid.spacing_mm)
+        images = np.stack(list(self._channels(name).values()))
+        return self.composed.models[name].predict(images, self.grid.spacing_mm, self.shared)
 
-    def _region(self, name: str, model: Model, region: Region) -> Labels:
-        located = self._locate(name, model, region)
-        box = region.box(self.grid, located.centre)
-        parts = np.stack([crop(self._image(c), box, region.padding(c)) for c in self._channels(name)])
-        labels = self.composed.models[name].predict(parts, self.grid.spacing_mm).astype(np.uint8)
-        touches = _touches_border(labels, box, self.grid)
-        self.regions[name] = {"rung": located.rung, **box_entry(box), "touches_border": touches}
-        return paste(np.zeros(self.grid.shape, dtype=np.uint8), labels, box)
+    def _region(self, name: str, region: Region) -> Labels:
+        model = self.composed.models[name]
+        prediction = RegionalPrediction(
+            region=region,
+            learned=self.composed.learned.get(name, {}),
+            images=self._channels(name),
+            anatomy=self.images[self.composed.channels[0]],
+            grid=self.grid,
+            locators=[self._seen(locator) for locator in locators_of(self.composed.recipe.models[name])],
+            predict=lambda parts: model.predict(parts, self.grid.spacing_mm),
+        )
+        labels = prediction.run()
+        self.regions |= {name if part == WHOLE else f"{name} {part}": e for part, e in prediction.report.items()}
+        return labels
 
-    def _locate(self, name: str, model: Model, region: Region) -> Located:
-        if region.source == CENTRE:
-            return Located(Region.middle(self.grid), CENTRE)
-        found: dict[str, Centre | None] = {}
-        for i, locator in enumerate(locators_of(model)):
-            numbers = [n for o, n in self.composed.models[locator].labels.items() if o in region.organs]
-            rung = "located" if i == 0 else f"fallback:{locator}"
-            found[rung] = centre_of(self.maps[locator], numbers, self.grid.spacing_mm)
-        return locate(self.images[0], found, self.composed.positions[name])
+    def _seen(self, name: str) -> Seen:
+        region = self.composed.recipe.models[name].region
+        numbers = self.composed.models[name].labels if region is None else frame_labels(region)
+        return Seen(name, self.maps[name], numbers, whole_image=region is None)
 
     def warnings(self, sides: Iterable[Any]) -> list[str]:
         """What a reader of the contours must know."""
@@ -169,10 +189,7 @@ class _Run:
         if oblique_deg > MAX_OBLIQUE_DEG:
             lines.append(f"the image is {oblique_deg:.0f}° oblique, more than any that was trained on")
         for name, region in self.regions.items():
-            if region["rung"].startswith("fallback"):
-                lines.append(f"region of {name}: organ not found, {region['rung']}")
-            if region["touches_border"]:
-                lines.append(f"region of {name}: a contour touches its border and may be cut off")
+            lines += region_warnings(name, region)
         for name, model in self.composed.models.items():
             usual = model.predictor.plans_manager.plans["original_median_spacing_after_transp"]
             factors = [a / b for a, b in zip(sorted(self.grid.spacing_mm), sorted(usual), strict=True)]
@@ -191,8 +208,19 @@ def needed_models(recipe: Recipe, owners: Iterable[str]) -> list[str]:
         needed |= more
 
 
-def _touches_border(labels: Labels, box: Box, grid: Grid) -> bool:
-    """Whether a contour reaches a side of its region that lies inside the image, where it may be cut off."""
-    sides = [(axis, 0) for axis in range(3) if box.start[axis] > 0]
-    sides += [(axis, -1) for axis in range(3) if box.stop[axis] < grid.shape[axis]]
-    return any(bool(np.take(labels, side, axis=axis).any()) for axis, side in sides)
+def _common_steps(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+    """The preprocessing of the training images, which new images get as well.
+
+    Raises:
+        InputError: two models were trained on differently prepared images.
+    """
+    found = {name: dict(note.get("preprocessing") or {}) for name, note in notes.items()}
+    steps: dict[str, Sequence[str]] = {}
+    for name, own in found.items():
+        for channel, wanted in own.items():
+            if steps.setdefault(channel, wanted) != wanted:
+                raise InputError(
+                    f"model {name} was trained on {channel} after {', '.join(wanted) or 'nothing'}, another model "
+                    f"after {', '.join(steps[channel]) or 'nothing'}; train them on the same dataset."
+                )
+    return steps

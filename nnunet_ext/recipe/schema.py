@@ -22,25 +22,33 @@ class Planning(BaseModel):
 
     Args:
         preset: "default" (nnU-Net's planner for ``gpu_gb``) or "cpu".
+        network: "plain" (nnU-Net's own), "context" (residual, for regions) or "original" (the 3D U-Net of 2016).
         axial: Keep the head-foot axis first, so that 2D reads axial slices.
         gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB.
+        spacing_mm: Voxel size (Z, Y, X) that a 3D model works on; None is nnU-Net's choice. Coarse voxels make a cheap
+            localiser.
         patch_size: Replaces the planned patch; strides are planned anew for it.
         base_features: Replaces the features of the first stage.
         max_features: Most features of any stage.
         resampling: False keeps every image on its own grid.
         normalization: Replaces nnU-Net's choice for all channels, such as "ZScoreNormalization".
+        window_hu: Lowest and highest value that the CT channel keeps, mapped to −1 and 1; for all configurations of
+            these plans.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: Literal["default", "cpu"] = "default"
+    network: Literal["plain", "context", "original"] = "plain"
     axial: bool = True
     gpu_gb: float | None = Field(None, gt=0)
+    spacing_mm: tuple[float, float, float] | None = None
     patch_size: tuple[int, ...] | None = None
     base_features: int | None = Field(None, gt=0)
     max_features: int | None = Field(None, gt=0)
     resampling: bool = True
     normalization: str | None = None
+    window_hu: tuple[float, float] | None = None
 
 
 class Model(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import read_present
+from nnunet_ext.evaluation.dataset import contained_organs, read_present
 from nnunet_ext.evaluation.laterality import side_confusion
-from nnunet_ext.evaluation.metrics import OrganScore, score_case
+from nnunet_ext.evaluation.metrics import OrganScore, inner_labels, score_case
 from nnunet_ext.evaluation.report import summarise
 from nnunet_ext.fusion.merge import fuse_labels
 from nnunet_ext.fusion.rules import FusionTable, default_priority
@@ -27,8 +27,9 @@ from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.labels import swap_pairs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
-from nnunet_ext.roi.dataset import paste_predictions, renumbered
+from nnunet_ext.roi.pasting import paste_predictions, renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, label_numbers
+from nnunet_ext.roi.sides import frame_labels
 
 FUSED, NESTED = "fused", "fused (nested)"
 Labels = NDArray[np.integer]
@@ -45,6 +46,7 @@ class HeldOutCase:
         truth: (Z, Y, X) reference.
         predictions: Model to (Z, Y, X) label map.
         contoured: Labels that were contoured in this case; None where that was not recorded.
+        inside: Organ to the labels that count as part of it, such as the lens of an eye.
     """
 
     case: str
@@ -53,6 +55,7 @@ class HeldOutCase:
     truth: Labels
     predictions: Mapping[str, Labels]
     contoured: Sequence[int] | None
+    inside: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
     missing = [organ for organ in recipe.organs if organ not in truth_labels]
     if missing:
         raise InputError(f"{name} has no organ {', '.join(missing)}; it has {', '.join(truth_labels)}.")
+    inside = inner_labels(contained_organs(places.dataset_json(name), truth_labels), numbers)
     present_file = places.raw / name / "present_labels.json"
     present = read_present(present_file) if present_file.exists() else {}
     back = {truth_labels[organ]: number for organ, number in numbers.items()}
@@ -129,7 +133,7 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
                 for model, (folder, labels) in folders.items()
             }
             contoured = [back[v] for v in present[case] if v in back] if case in present else None
-            yield HeldOutCase(case, fold, grid, renumbered(truth, back), predictions, contoured)
+            yield HeldOutCase(case, fold, grid, renumbered(truth, back), predictions, contoured, inside)
 
 
 def prepare_full_frame(places: Places, model: str, fold: int) -> Path:
@@ -149,7 +153,8 @@ def prepare_full_frame(places: Places, model: str, fold: int) -> Path:
 
 def model_labels(places: Places, model: str) -> dict[str, int]:
     """Organs that a model can own, with their numbers in its own maps."""
-    labels = label_numbers(places.dataset_json(places.dataset_of(model)))
+    region = places.recipe.models[model].region
+    labels = frame_labels(region) if region else label_numbers(places.dataset_json(places.dataset_of(model)))
     return {organ: labels[organ] for organ in places.recipe.organs_of(model) if organ in labels}
 
 
@@ -177,7 +182,7 @@ def _score_models(places: Places) -> tuple[list[Row], dict[str, float]]:
 
 
 def _rows(model: str, item: HeldOutCase, labels: Labels, organs: Mapping[str, int]) -> list[Row]:
-    scores = score_case(labels, item.truth, organs, item.grid.spacing_mm, item.contoured)
+    scores = score_case(labels, item.truth, organs, item.grid.spacing_mm, item.contoured, inside=item.inside)
     return [Row(model, item.fold, item.case, score) for score in scores]
 
 

@@ -16,10 +16,9 @@ from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
 from nnunet_ext.recipe.jobs import Job, run_jobs
 from nnunet_ext.recipe.places import Places
+from nnunet_ext.recipe.regions import cut_regions
 from nnunet_ext.recipe.schema import Model, Recipe, locators_of
-from nnunet_ext.recipe.selection import prepare_full_frame, select
-from nnunet_ext.roi.dataset import Locator, derive_dataset
-from nnunet_ext.roi.derivation import retention_lines
+from nnunet_ext.recipe.selection import select
 from nnunet_ext.roi.provenance import FILE_ENDING
 
 MANIFEST = "nnunet_ext_job.json"
@@ -111,15 +110,16 @@ def _prepare(places: Places, name: str, say: Say) -> None:
 
     model = places.recipe.models[name]
     if model.region is not None:
-        _derive(places, name, say)
+        cut_regions(places, name, say)
     dataset = places.dataset_of(name)
     _check_channels(places, name, dataset)
     processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
     plan.make_fingerprint(model.dataset, processes)
     if not _plans_file(places, name).exists():
         say(f"planning {dataset}")
-        plan.make_plans(model.dataset, model.planning.preset, axial=model.planning.axial, gpu_gb=model.planning.gpu_gb,
-                        plans_name=model.plans)  # fmt: skip
+        wish = model.planning
+        plan.make_plans(model.dataset, wish.preset, axial=wish.axial, gpu_gb=wish.gpu_gb, plans_name=model.plans,
+                        spacing_mm=wish.spacing_mm, network=wish.network)  # fmt: skip
     plan.override(model.dataset, model.plans, model.configuration, model.planning.model_dump())
     plan.write_settings(model.dataset, model.plans, model.configuration, model.settings)
     write_json(_asked(places, name), _wish(model))
@@ -157,37 +157,6 @@ def _preprocess(places: Places, dataset: str, model: Model, processes: int, say:
     if set(cases) - done:
         raise InputError(f"{data} lacks {', '.join(sorted(set(cases) - done)[:5])} after preprocessing; run again.")
     write_json(manifest, expected)
-
-
-def _derive(places: Places, name: str, say: Say) -> None:
-    """The region dataset of a model, unless it is there and fits."""
-    model, target = places.recipe.models[name], places.raw / places.region_name(name)
-    region = model.region
-    if region is None:
-        return
-    if (target / "dataset.json").exists():
-        written = read_json(target / "dataset.json")
-        wanted = list(model.channels or written["channel_names"].values())
-        same = list(written["channel_names"].values()) == wanted
-        if not same or written["nnunet_ext"]["region"] != json.loads(region.model_dump_json(by_alias=True)):
-            raise InputError(
-                f"{target} was cut for another region than recipe {places.recipe.name} asks for; delete it."
-            )
-        return
-    say(f"cutting the regions of model {name}: {', '.join(region.organs)}")
-    source = places.dataset_name(places.recipe.dataset)
-    locators = [_locator(places, m) for m in locators_of(model)]
-    sidecar = derive_dataset(
-        places.raw / source, target, region, places.splits(source), locators, channels=model.channels
-    )
-    for line in retention_lines(sidecar):
-        say(line)
-
-
-def _locator(places: Places, name: str) -> Locator:
-    """A trained model whose held-out predictions lie on whole images; a region model's are pasted there first."""
-    folders = {prepare_full_frame(places, name, fold).name for fold in places.recipe.folds}
-    return Locator(name, places.model_folder(name), places.splits(places.dataset_of(name)), folders.pop())
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------

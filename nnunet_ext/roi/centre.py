@@ -52,7 +52,9 @@ def find(
     Returns:
         None with fewer than 5 voxels.
     """
-    mask = np.isin(labels, wanted)
+    mask = _mask(labels, wanted)
+    box = _extent(mask)
+    mask = mask[box]
     if np.count_nonzero(mask) < MIN_VOXELS:
         return None
     components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
@@ -64,10 +66,11 @@ def find(
         return None
     distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
     near = distance_mm <= NEIGHBOUR_MM
-    z, y, x = np.average(centroids[near], axis=0, weights=sizes[near])
-    boxes = [box for box, close in zip(ndimage.find_objects(components), near, strict=True) if close]
-    z0, y0, x0 = (min(box[axis].start for box in boxes) for axis in range(3))
-    z1, y1, x1 = (max(box[axis].stop for box in boxes) for axis in range(3))
+    corner = [side.start for side in box]
+    z, y, x = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
+    boxes = [part for part, close in zip(ndimage.find_objects(components), near, strict=True) if close]
+    z0, y0, x0 = (min(part[axis].start for part in boxes) + corner[axis] for axis in range(3))
+    z1, y1, x1 = (max(part[axis].stop for part in boxes) + corner[axis] for axis in range(3))
     return Found((float(z), float(y), float(x)), (z0, y0, x0), (z1, y1, x1))
 
 
@@ -92,6 +95,19 @@ def body_box(image: NDArray[np.floating]) -> tuple[Centre, Centre]:
     slices = ndimage.find_objects(components, max_label=largest)[largest - 1]
     low = np.array([s.start for s in slices]) * step
     return _triple(low), _triple(np.minimum(np.array([s.stop for s in slices]) * step, image.shape))
+
+
+def _mask(labels: NDArray[np.integer], wanted: Sequence[int]) -> NDArray[np.bool_]:
+    table = np.zeros(int(max([int(labels.max(initial=0)), *wanted])) + 1, dtype=bool)
+    table[list(wanted)] = True
+    return np.asarray(table[labels])
+
+
+def _extent(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds a mask; empty for an empty one."""
+    flat = mask.any(axis=0)
+    ends = [np.flatnonzero(seen) for seen in (mask.any(axis=2).any(axis=1), flat.any(axis=1), flat.any(axis=0))]
+    return tuple(slice(int(e[0]), int(e[-1]) + 1) if len(e) else slice(0, 0) for e in ends)
 
 
 def _triple(values: Sequence[float]) -> Centre:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnunet_ext.io.orientation import axis_codes, from_lps, to_lps
 from nnunet_ext.geometry import Grid
+from nnunet_ext.io.orientation import axis_codes, from_lps, to_lps
 
 SHAPE = (4, 5, 6)
 AXIS_FRAMES = [

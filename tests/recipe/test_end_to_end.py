@@ -35,7 +35,10 @@ PLANNING = {"preset": "cpu", "base_features": 8}
 def recipe_page() -> dict[str, object]:
     common = {"plans": "nnUNetPlansExtCPU", "settings": SETTINGS}
     middle = {"organs": ORGANS, "from": "centre", "fraction": [1.0, 0.75, 0.75]}
-    small = {"organs": ["Brainstem"], "from": "2d", "fallback": ["3d"], "size_mm": [60.0, 64.0, 64.0], "copies": 1}
+    small = {"organs": ["Brainstem"], "from": "2d", "fallback": ["3d"], "size_mm": [60.0, 64.0, 64.0], "copies": 1,
+             "min_retention": 0.5}  # fmt: skip
+    sides = {"organs": ["Parotid_L", "Parotid_R"], "from": "2d", "fallback": ["3d"], "margin_mm": "auto", "copies": 0,
+             "flip_right": True, "min_retention": 0.5}  # fmt: skip
     patch_2d, patch_3d = {**PLANNING, "patch_size": [32, 32]}, {**PLANNING, "patch_size": [8, 16, 16]}
     return {
         "name": "tiny",
@@ -48,6 +51,15 @@ def recipe_page() -> dict[str, object]:
             "2d": {"dataset": 11, "configuration": "2d", "planning": patch_2d, **common},
             "3d": {"dataset": 12, "configuration": "3d_fullres", "planning": patch_3d, "region": middle, **common},
             "small": {"dataset": 13, "configuration": "3d_fullres", "planning": patch_3d, "region": small, **common},
+            "sides": {
+                "dataset": 14,
+                "configuration": "3d_fullres",
+                "trainer": "nnUNetTrainerExtCascade",
+                "planning": {**patch_3d, "network": "context", "spacing_mm": [6.0, 5.0, 5.0]},
+                "region": sides,
+                "plans": "nnUNetPlansExtCPUContext",
+                "settings": SETTINGS,
+            },
         },
         "fusion": {"owners": "select", "first": ["Brainstem"]},
     }
@@ -156,11 +168,11 @@ def test_training_leaves_the_table_the_estimate_and_the_fused_maps(trained: Worl
     assert {"fusion.json", "selection.txt", "crossval.csv", "crossval.json", "crossval_fused", "logs"} <= names
     with (trained.summary / "crossval.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["model"] for row in rows} == {"2d", "3d", "small", "fused", "fused (nested)"}
-    assert len(rows) == CASES * (3 + 3 + 1 + 3 + 3)
+    assert {row["model"] for row in rows} == {"2d", "3d", "small", "sides", "fused", "fused (nested)"}
+    assert len(rows) == CASES * (3 + 3 + 1 + 2 + 3 + 3)
     assert len(label_hashes(trained.summary / "crossval_fused")) == CASES
     logs = sorted(path.name for path in (trained.summary / "logs").iterdir())
-    assert logs == sorted(f"{model}_fold{fold}.log" for model in ("2d", "3d", "small") for fold in (0, 1))
+    assert logs == sorted(f"{model}_fold{fold}.log" for model in ("2d", "3d", "sides", "small") for fold in (0, 1))
 
 
 def test_every_prediction_lies_on_its_image_and_has_a_report(trained: World) -> None:
@@ -194,7 +206,7 @@ def test_training_again_skips_everything_and_ends_with_the_same_choice(trained: 
     checkpoints = {p: p.stat().st_mtime_ns for p in (trained.folder / "results").rglob("*.pth")}
     start = time.monotonic()
     text = trained.train()
-    assert text.count("is done, skipped") == 6
+    assert text.count("is done, skipped") == 8
     assert "started" not in text
     assert "preprocessing" not in text
     assert time.monotonic() - start < 120
@@ -244,7 +256,7 @@ def test_a_folder_with_a_bad_case_ends_with_exit_code_3_and_the_good_case_comes_
 
 
 def test_stock_predict_reads_the_model_and_gives_the_voxels_that_ours_gives(trained: World) -> None:
-    from nnunet_ext.conversion.orientation import to_lps
+    from nnunet_ext.io.orientation import to_lps
     from nnunet_ext.recipe.models import load_model
 
     images, out = trained.folder / "one", trained.folder / "stock_out"
@@ -284,7 +296,7 @@ def test_other_settings_are_refused_with_the_name_of_the_folder_and_nothing_is_l
         assert "nnUNetTrainerExtNoMirror__nnUNetPlansExtCPU__2d/fold_0 was trained with other settings" in text
     finally:
         trained.recipe.write_text(right)
-    assert trained.train().count("is done, skipped") == 6
+    assert trained.train().count("is done, skipped") == 8
 
 
 def test_another_region_is_refused_with_the_name_of_its_dataset(trained: World) -> None:

@@ -17,14 +17,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from nnunet_ext.conversion.orientation import from_lps, to_lps
 from nnunet_ext.errors import BusyError, CasesFailedError, InputError
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Box, Grid, grid_difference
 from nnunet_ext.io.nifti import read_labels, write_image, write_labels
-from nnunet_ext.recipe.composed import Composed, needed_models
+from nnunet_ext.io.orientation import from_lps, to_lps
+from nnunet_ext.recipe.composed import Composed, _common_steps, needed_models
+from nnunet_ext.recipe.inference import PreprocessedCache
 from nnunet_ext.recipe.predict import predict_folder
 from nnunet_ext.recipe.schema import Recipe
+from nnunet_ext.roi.learned import Learned
+from nnunet_ext.roi.prior import Prior
 
 ORGANS = {"Brainstem": 1, "Parotid_L": 2, "Parotid_R": 3}
 AIR_HU, HU_PER_LABEL = -1000.0, 100.0
@@ -66,7 +69,12 @@ class FakeModel:
         plans = {"original_median_spacing_after_transp": list(self.median_mm)}
         return SimpleNamespace(plans_manager=SimpleNamespace(plans=plans))
 
-    def predict(self, images: NDArray[np.float32], spacing_mm: Sequence[float]) -> NDArray[np.integer]:
+    def preprocessing(self, spacing_mm: Sequence[float]) -> str:
+        return f"{id(self)}"
+
+    def predict(
+        self, images: NDArray[np.float32], spacing_mm: Sequence[float], shared: PreprocessedCache | None = None
+    ) -> NDArray[np.integer]:
         self.seen.append(images.shape)
         return self.read(images)
 
@@ -99,7 +107,8 @@ def composed(
     table = FusionTable(ORGANS, owner, known, list(ORGANS))
     small = FakeModel(only_brainstem, {"Brainstem": 1})
     loaded: dict[str, Any] = {"2d": FakeModel(), "3d": FakeModel(), "small": small} | models
-    return Composed(recipe, table, channels, loaded, {"small": (0.5, 0.5, 0.5)})
+    learned = Learned(Prior((0.5, 0.5, 0.5), body_error_mm=0.0), (10.0, 10.0, 10.0), (20.0, 20.0, 20.0))
+    return Composed(recipe, table, channels, loaded, {"small": {"both": learned}})
 
 
 def patient(shape: tuple[int, int, int] = SHAPE, corner: tuple[int, int, int] = (3, 8, 14)) -> Labels:
@@ -221,12 +230,12 @@ def test_an_image_more_than_twenty_degrees_oblique_is_reported() -> None:
     assert any("30° oblique" in line for line in report["warnings"])
 
 
-def test_a_contour_at_the_edge_of_its_region_is_reported_as_possibly_cut_off() -> None:
+def test_a_contour_at_the_edge_of_its_region_makes_it_grow_and_is_reported() -> None:
     labels = patient()
     found, report = composed(size_vox=(3, 3, 3)).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
-    assert report["regions"]["small"]["touches_border"]
-    assert "region of small: a contour touches its border and may be cut off" in report["warnings"]
-    assert 0 < (found == 1).sum() < (labels == 1).sum()
+    np.testing.assert_array_equal(found, labels)
+    assert report["regions"]["small"]["grown"] == 1
+    assert "region of small: enlarged 1 times, a contour touched its border" in report["warnings"]
 
 
 def test_an_organ_that_the_locator_misses_is_found_by_the_next_model_and_reported() -> None:
@@ -235,7 +244,7 @@ def test_an_organ_that_the_locator_misses_is_found_by_the_next_model_and_reporte
     found, report = composed(**{"2d": blind}).predict(image_of(labels)[None], Grid(SHAPE, SPACING_MM))
     np.testing.assert_array_equal(found, labels)
     assert report["regions"]["small"]["rung"] == "fallback:3d"
-    assert "region of small: organ not found, fallback:3d" in report["warnings"]
+    assert any(line.startswith("region of small: organ not found, fallback:3d (") for line in report["warnings"])
 
 
 def test_an_organ_that_no_locator_finds_is_looked_for_at_its_usual_place_in_the_body() -> None:
@@ -339,11 +348,19 @@ def test_the_report_of_a_case_says_who_owned_what_where_it_looked_and_what_it_is
     assert report["case"] == "good_0"
     assert report["owner"] == {"Brainstem": "small", "Parotid_L": "2d", "Parotid_R": "2d"}
     assert report["regions"] == {
-        "small": {"rung": "located", **report_box((3, 8, 12), (5, 7, 9)), "touches_border": False}
+        "small": {
+            "rung": "located",
+            **report_box((3, 8, 12), (5, 7, 9)),
+            "refused": {},
+            "grown": 0,
+            "touches_border": False,
+            "organs": {"Brainstem": "region"},
+        }
     }
     assert [(s["left"], s["right"], s["plausible"]) for s in report["laterality"]] == [(2, 3, True)]
     assert report["volumes_ml"] == {"Brainstem": 0.144, "Parotid_L": 0.216, "Parotid_R": 0.162}
-    assert set(report["seconds"]) == {"2d", "3d", "small"}
+    assert set(report["stages"]) == {"preprocessing", "2d", "3d", "small", "fusion"}
+    assert all(stage["seconds"] >= 0 for stage in report["stages"].values())
     assert {len(report["models"]), len(report["inputs"][0]), len(report["output_sha256"])} == {64}
     assert (report["repairs"], report["warnings"], report["missing_organs"]) == ([], [], [])
 
@@ -453,6 +470,11 @@ def test_the_page_says_which_folds_and_channels_a_model_predicts_with(
         asked[name] = tuple(folds)
         return FakeModel(channels=["CT"] if name == "2d" else ["CT", "MR"])
 
+    for configuration in models:
+        name = f"nnUNetTrainerExtNoMirror__nnUNetPlansExt__{configuration}"
+        folder = tmp_path / "results" / "Dataset011_Drawn" / name
+        folder.mkdir()
+        (folder / "dataset.json").write_text("{}")
     monkeypatch.setattr("nnunet_ext.recipe.composed.load_model", load)
     assert Composed.load(recipe).channels == ["CT", "MR"]
     assert asked == {"2d": (1,), "3d_fullres": (0, 1)}
@@ -539,3 +561,26 @@ def test_an_untrained_recipe_says_what_to_run(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     with pytest.raises(InputError, match=r"recipes/drawn/fusion\.json is missing; run `nnunet-ext train`"):
         Composed.load(composed().recipe)
+
+
+# --- the same preprocessing as in training ---------------------------------------------------------------------------
+
+
+def test_new_images_get_the_preprocessing_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def treat(images: Any, grid: Grid, steps: Any) -> Any:
+        assert steps == {"CT": ["remove_couch"]}
+        return {name: image + 500 for name, image in images.items()}, ["CT: couch removed"]
+
+    monkeypatch.setattr("nnunet_ext.recipe.composed.apply_steps", treat)
+    model = composed()
+    model.steps = {"CT": ["remove_couch"]}
+    labels = patient()
+    found, report = model.predict(image_of(labels)[None] - 500, Grid(SHAPE, SPACING_MM))
+    np.testing.assert_array_equal(found, labels)
+    assert report["preprocessing"] == ["CT: couch removed"]
+
+
+def test_models_trained_on_differently_prepared_images_do_not_go_together() -> None:
+    notes = {"2d": {"preprocessing": {"CT": ["remove_couch"]}}, "3d": {"preprocessing": {"CT": []}}, "small": {}}
+    with pytest.raises(InputError, match="model 3d was trained on CT after nothing, another model after remove_couch"):
+        _common_steps(notes)

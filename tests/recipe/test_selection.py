@@ -91,6 +91,12 @@ def page(**changes: Any) -> dict[str, Any]:
     }
 
 
+def sidecar_of(recipe: Recipe) -> dict[str, Any]:
+    """What a derivation notes about the drawn regions."""
+    entries = {c: {"case": c, "part": "both", "shifted": False, **BOX} for c in CASES}
+    return {"region": recipe.models["small"].region.model_dump(by_alias=True), "cases": entries}
+
+
 class World:
     """Raw datasets and results folders as a training leaves them, with label maps that are drawn."""
 
@@ -106,7 +112,8 @@ class World:
             write_labels(self.raw / "labelsTr" / f"{case}.nii.gz", truth(case), GRID)
         region = self.places.raw / "Dataset012_drawn_small"
         self.write_json(region / "dataset.json", {"labels": {"background": 0, "OpticChiasm": 1}})
-        self.write_json(region / "regions.json", {"cases": {c: {"case": c, **BOX} for c in CASES}})
+        if "small" in self.recipe.models:
+            self.write_json(region / "regions.json", sidecar_of(self.recipe))
         self.said: list[str] = []
 
     @staticmethod

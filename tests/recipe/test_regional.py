@@ -1,0 +1,213 @@
+"""A region network that knows the truth: what comes back is what the machinery let it see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnunet_ext.geometry import Grid
+from nnunet_ext.recipe.regional import RegionalPrediction, Seen, region_warnings
+from nnunet_ext.roi.learned import Learned
+from nnunet_ext.roi.prior import Landmark, Prior
+from nnunet_ext.roi.region import Region
+
+SHAPE = (30, 60, 70)
+GRID = Grid(SHAPE, (3.0, 1.0, 1.0))
+ORGAN = np.s_[13:17, 25:35, 28:40]
+"""Of Pituitary; its centre is (14.5, 29.5, 33.5)."""
+STEM = np.s_[18:24, 40:50, 30:40]
+PRIOR = Prior((0.5, 0.5, 0.5), 2.0, {"Brainstem": Landmark((-18.0, -15.0, -1.0), 1.0)}, 2.0)
+LEARNED = {"both": Learned(PRIOR, (10.0, 10.0, 10.0), (24.0, 20.0, 22.0))}
+
+
+def truth() -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[ORGAN] = 1
+    return labels
+
+
+def found(labels: np.ndarray, stem: bool = True, name: str = "2d", whole_image: bool = True) -> Seen:
+    """What a whole-image model says: Pituitary 3, and mostly the brain stem 5."""
+    seen = labels * np.uint8(3)
+    if stem:
+        seen[STEM] = 5
+    return Seen(name, seen, {"Pituitary": 3, "Brainstem": 5}, whole_image)
+
+
+def region(**how: Any) -> Region:
+    size = {} if "margin_mm" in how else {"size_mm": (24.0, 20.0, 22.0)}
+    return Region.model_validate({"organs": ["Pituitary"], "from": "2d", **size, **how})
+
+
+def predict(wanted: Region, *seen: Seen, image: np.ndarray | None = None, learned=LEARNED, network=None):
+    """The map and the report; the network reads the truth out of the image."""
+    image = truth().astype(np.float32) if image is None else image
+    task = RegionalPrediction(
+        region=wanted,
+        learned=learned,
+        images={"CT": image},
+        anatomy=np.zeros(SHAPE, np.float32),
+        grid=GRID,
+        locators=seen,
+        predict=network or (lambda parts: np.maximum(parts[0], 0).astype(np.uint8)),
+    )
+    return task.run(), task.report
+
+
+def shifted(z: int = 0, y: int = 0, x: int = 0) -> np.ndarray:
+    return np.roll(truth(), (z, y, x), axis=(0, 1, 2))
+
+
+def test_a_well_located_region_gives_the_organ_bit_by_bit():
+    labels, report = predict(region(), found(truth()))
+    np.testing.assert_array_equal(labels, truth())
+    assert report == {
+        "both": {"rung": "located", "start": [11, 20, 23], "stop": [19, 40, 45], "refused": {}, "grown": 0,
+                 "touches_border": False, "organs": {"Pituitary": "region"}}
+    }  # fmt: skip
+    assert region_warnings("small", report["both"]) == []
+
+
+# --- a localiser sabotaged three ways --------------------------------------------------------------------------------
+
+
+def test_an_empty_localiser_is_replaced_by_landmarks_and_named():
+    labels, report = predict(region(), found(np.zeros(SHAPE, np.uint8)))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "fallback:landmark"
+    assert "located: found nothing" in region_warnings("small", report["both"])[0]
+
+
+def test_without_landmarks_the_usual_place_in_the_body_is_taken():
+    labels, report = predict(region(), found(np.zeros(SHAPE, np.uint8), stem=False))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "fallback:body"
+
+
+def test_a_localiser_60_mm_off_is_refused_as_implausible():
+    labels, report = predict(region(plausible_mm=40.0), found(shifted(x=-28, y=24, z=10)))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "fallback:landmark"
+    assert "mm from the usual place" in report["both"]["refused"]["located"]
+
+
+def test_a_plausible_but_wrong_centre_is_left_when_the_region_shows_nothing():
+    labels, report = predict(region(plausible_mm=100.0), found(shifted(x=-28, y=25)))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "fallback:landmark"
+    assert report["both"]["refused"]["located"] == "the region network found nothing there"
+
+
+@pytest.mark.parametrize("off", [{"y": 12}, {"x": -12}, {"z": 4}, {"z": -3, "y": -9, "x": 9}])
+def test_half_an_organ_outside_makes_the_region_grow_until_it_is_whole(off):
+    labels, report = predict(region(), found(shifted(**off)))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "located"
+    assert report["both"]["grown"] in (1, 2)
+    assert not report["both"]["touches_border"]
+    assert any("enlarged" in line for line in region_warnings("small", report["both"]))
+
+
+# --- what growing cannot repair --------------------------------------------------------------------------------------
+
+
+def long_organ() -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[13:17, 1:59, 30:36] = 1
+    return labels
+
+
+def test_an_organ_that_stays_cut_off_comes_from_the_whole_image_model():
+    labels, report = predict(region(grow_at_most=1), found(long_organ()), image=long_organ().astype(np.float32))
+    np.testing.assert_array_equal(labels, long_organ())
+    assert report["both"]["grown"] == 1
+    assert report["both"]["touches_border"]
+    assert report["both"]["organs"] == {"Pituitary": "2d"}
+    assert "its contour is that of the whole-image model 2d" in region_warnings("small", report["both"])[0]
+
+
+def test_without_a_whole_image_model_the_cut_contour_is_kept_and_said_to_be_cut():
+    seen = found(long_organ(), whole_image=False)
+    labels, report = predict(region(grow_at_most=1), seen, image=long_organ().astype(np.float32))
+    assert 0 < labels.sum() < long_organ().sum()
+    assert report["both"]["organs"] == {"Pituitary": "region"}
+    assert "may be cut off" in region_warnings("small", report["both"])[0]
+
+
+def test_an_organ_that_no_region_shows_comes_from_the_whole_image_model():
+    labels, report = predict(region(), found(truth()), network=lambda parts: np.zeros(parts.shape[1:], np.uint8))
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["organs"] == {"Pituitary": "2d"}
+
+
+def test_a_refused_localiser_gives_no_contour_either():
+    seen = found(shifted(x=-28, y=24, z=10))
+    nothing = lambda parts: np.zeros(parts.shape[1:], np.uint8)  # noqa: E731
+    labels, report = predict(region(plausible_mm=40.0), seen, network=nothing)
+    assert not labels.any()
+    assert report["both"]["organs"] == {"Pituitary": "missing"}
+    assert "found neither there nor in the whole image" in " ".join(region_warnings("small", report["both"]))
+
+
+def test_growing_can_be_switched_off():
+    _, report = predict(region(grow_at_most=0), found(shifted(y=12)))
+    assert report["both"]["grown"] == 0
+    assert report["both"]["touches_border"]
+
+
+# --- forms of a region -----------------------------------------------------------------------------------------------
+
+
+def test_a_region_with_margins_is_as_large_as_the_organ():
+    labels, report = predict(region(margin_mm="auto"), found(truth()))
+    np.testing.assert_array_equal(labels, truth())
+    assert (report["both"]["start"], report["both"]["stop"]) == ([9, 15, 18], [21, 45, 50])
+
+
+def test_one_network_for_both_sides_sees_the_right_one_mirrored():
+    image = np.zeros(SHAPE, np.float32)
+    left, right = np.s_[10:14, 20:28, 50:58], np.s_[10:14, 20:28, 10:18]
+    image[left] = image[right] = np.linspace(1.0, 1.4, 8)  # rounds to 1 and tells left from right
+    seen = np.zeros(SHAPE, np.uint8)
+    seen[left], seen[right] = 1, 2
+    views = []
+
+    def network(parts):
+        views.append(parts[0].copy())
+        return np.rint(np.maximum(parts[0], 0)).astype(np.uint8)
+
+    pair = Region.model_validate(
+        {"organs": ["Lens_L", "Lens_R"], "from": "3d", "size_mm": [24, 20, 22], "flip_right": True}
+    )
+    far = Prior((0.5, 0.5, 0.5), 200.0)
+    learned = {side: Learned(far, (0.0, 0.0, 0.0), (24.0, 20.0, 22.0)) for side in ("left", "right")}
+    labels, report = predict(
+        pair, Seen("3d", seen, {"Lens_L": 1, "Lens_R": 2}, True), image=image, learned=learned, network=network
+    )
+    np.testing.assert_array_equal(labels, seen)
+    assert sorted(report) == ["left", "right"]
+    rows = [view[view > 0.5].reshape(-1, 8)[0] for view in views]
+    np.testing.assert_allclose(rows[0], np.linspace(1.0, 1.4, 8), rtol=1e-6)
+    np.testing.assert_allclose(rows[1], np.linspace(1.4, 1.0, 8), rtol=1e-6)
+
+
+def test_a_centre_at_the_first_voxel_is_padded_and_not_shifted():
+    image = np.zeros(SHAPE, np.float32)
+    image[0:2, 0:4, 0:4] = 1
+    seen = np.zeros(SHAPE, np.uint8)
+    seen[0:2, 0:4, 0:4] = 1
+    views = []
+
+    def network(parts):
+        views.append(parts[0])
+        return np.maximum(parts[0], 0).astype(np.uint8)
+
+    far = {"both": Learned(Prior((0.5, 0.5, 0.5), 200.0), (0.0, 0.0, 0.0), (24.0, 20.0, 22.0))}
+    labels, report = predict(region(), found(seen), image=image, learned=far, network=network)
+    np.testing.assert_array_equal(labels, seen)
+    assert report["both"]["start"] == [-3, -8, -9]
+    assert views[0].shape == (8, 20, 22)
+    assert (views[0][:3] == -1024).all()
+    assert not report["both"]["touches_border"]  # the image ends there: nothing is cut off

@@ -1,0 +1,101 @@
+"""When a region dataset is cut, kept, and refused; images and predictions are drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.geometry import Grid
+from nnunet_ext.io.nifti import write_image, write_labels
+from nnunet_ext.recipe.places import Places
+from nnunet_ext.recipe.regions import cut_regions
+from nnunet_ext.recipe.schema import Recipe
+
+CASES = ["a", "b"]
+GRID = Grid((8, 20, 20), (3.0, 1.0, 1.0))
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+class World:
+    """Two cases with a brain stem, and a 2D model that found it in both, out-of-fold."""
+
+    def __init__(self, folder: Path) -> None:
+        self.roots = [folder / name for name in ("raw", "preprocessed", "results")]
+        raw = self.roots[0] / "Dataset011_Drawn"
+        self.model = self.roots[2] / "Dataset011_Drawn" / "nnUNetTrainerExtNoMirror__nnUNetPlansExt__2d"
+        description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "Brainstem": 1}}
+        write(raw / "dataset.json", {**description, "numTraining": 2, "file_ending": ".nii.gz"})
+        write(raw / "splits_final.json", [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}])
+        labels = np.zeros(GRID.shape, np.uint8)
+        labels[3:6, 6:12, 6:12] = 1
+        for fold, case in enumerate(CASES):
+            write_image(raw / "imagesTr" / f"{case}_0000.nii.gz", np.zeros(GRID.shape, np.float32), GRID)
+            write_labels(raw / "labelsTr" / f"{case}.nii.gz", labels, GRID)
+            write_labels(self.model / f"fold_{fold}" / "validation" / f"{case}.nii.gz", labels, GRID)
+            write(self.model / f"fold_{fold}" / "checkpoint_final.pth", f"weights of fold {fold}")
+        self.said: list[str] = []
+
+    def cut(self, **region: Any) -> None:
+        small = {"organs": ["Brainstem"], "from": "2d", "copies": 0, **region}
+        models = {
+            "2d": {"dataset": 11, "configuration": "2d"},
+            "small": {"dataset": 12, "configuration": "3d_fullres", "region": small},
+        }
+        page = {"name": "drawn", "title": "Drawn.", "dataset": 11, "organs": ["Brainstem"], "folds": [0, 1]}
+        recipe = Recipe.model_validate({**page, "device": "cpu", "models": models})
+        self.said.clear()
+        cut_regions(Places(recipe, *self.roots), "small", self.said.append)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+LARGE, SMALL = (5, 10, 10), (2, 3, 3)
+
+
+def test_regions_are_cut_once_and_what_they_keep_is_said(world: World) -> None:
+    world.cut(size_vox=LARGE)
+    assert world.said == [
+        "cutting the regions of model small: Brainstem",
+        "Brainstem: 100.00% of the truth inside the region, minimum 100.00%",
+        "centres: located 2",
+    ]
+    world.cut(size_vox=LARGE)
+    assert world.said == []
+
+
+def test_regions_that_keep_too_little_are_not_trained_on_also_at_the_second_try(world: World) -> None:
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"Brainstem: regions keep 16.67% .* at least 99% .* Enlarge the region"):
+            world.cut(size_vox=SMALL)
+    world.cut(size_vox=SMALL, min_retention=0.1)  # knowingly, without cutting again
+    assert world.said == []
+
+
+def test_the_middle_of_the_image_may_cut_organs_off(world: World) -> None:
+    world.cut(**{"from": "centre"}, fraction=(1.0, 0.1, 0.1))
+    assert "below 99 %: a, b" in world.said[1]
+
+
+def test_regions_of_a_localiser_that_was_trained_again_are_refused(world: World) -> None:
+    world.cut(size_vox=LARGE)
+    write(world.model / "fold_1" / "checkpoint_final.pth", "other weights")
+    with pytest.raises(InputError, match=r"the region of b was located by other weights than .*fold_1"):
+        world.cut(size_vox=LARGE)
+
+
+def test_a_case_that_trained_its_localiser_is_an_error(world: World) -> None:
+    write(world.model / "fold_0" / "cases.json", {"train": ["a", "b"], "val": []})
+    with pytest.raises(InputError, match="trained on its own validation cases: a"):
+        world.cut(size_vox=LARGE)
