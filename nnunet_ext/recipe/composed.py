@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,11 +93,8 @@ class Composed:
         averaged = {n: folds or recipe.models[n].folds or recipe.folds for n in names}
         models = {n: load_model(places.model_folder(n), averaged[n], device or recipe.device) for n in names}
         notes = {n: read_json(places.model_folder(n) / "dataset.json").get("nnunet_ext", {}) for n in names}
-        learned = {
-            n: {part: Learned.from_dict(known) for part, known in notes[n]["learned"].items()}
-            for n in names
-            if recipe.models[n].region is not None
-        }
+        regions = [n for n in names if recipe.models[n].region is not None]
+        learned = {n: _learned(notes[n], places.model_folder(n)) for n in regions}
         channels = dict.fromkeys(channel for model in models.values() for channel in model.channels)
         return cls(recipe, table, list(channels), models, learned, _common_steps(notes))
 
@@ -206,6 +204,20 @@ def needed_models(recipe: Recipe, owners: Iterable[str]) -> list[str]:
         if not more:
             return [name for name in recipe.in_order() if name in needed]
         needed |= more
+
+
+def _learned(note: Mapping[str, Any], folder: Path) -> dict[str, Learned]:
+    """What the training cases of a region taught, per part.
+
+    Raises:
+        InputError: the region was cut by a version that did not note it.
+    """
+    if "learned" not in note:
+        raise InputError(
+            f"{folder} was trained on regions of an older version, which say nothing of the organ's usual place; "
+            "delete it and its dataset, and run `nnunet-ext train` again."
+        )
+    return {part: Learned.from_dict(known) for part, known in note["learned"].items()}
 
 
 def _common_steps(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[str]]:

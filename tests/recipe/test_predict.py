@@ -22,7 +22,7 @@ from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Box, Grid, grid_difference
 from nnunet_ext.io.nifti import read_labels, write_image, write_labels
 from nnunet_ext.io.orientation import from_lps, to_lps
-from nnunet_ext.recipe.composed import Composed, _common_steps, needed_models
+from nnunet_ext.recipe.composed import Composed, _common_steps, _learned, needed_models
 from nnunet_ext.recipe.inference import PreprocessedCache
 from nnunet_ext.recipe.predict import predict_folder
 from nnunet_ext.recipe.schema import Recipe
@@ -584,3 +584,8 @@ def test_models_trained_on_differently_prepared_images_do_not_go_together() -> N
     notes = {"2d": {"preprocessing": {"CT": ["remove_couch"]}}, "3d": {"preprocessing": {"CT": []}}, "small": {}}
     with pytest.raises(InputError, match="model 3d was trained on CT after nothing, another model after remove_couch"):
         _common_steps(notes)
+
+
+def test_a_region_model_of_an_older_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Trainer__Plans__3d .* older version, .* run `nnunet-ext train` again"):
+        _learned({"position_in_body": [0.5, 0.5, 0.5]}, tmp_path / "Trainer__Plans__3d")
