@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nnunet_ext.geometry import Box, Grid
 from nnunet_ext.roi.border import grown, touched_sides
 from nnunet_ext.roi.boxes import crop
-from nnunet_ext.roi.centre import MIN_VOXELS, Centre, body_box, centre_of, find
+from nnunet_ext.roi.centre import MIN_VOXELS, Centre, body_box, centre_of, find_all
 from nnunet_ext.roi.chain import Chain, Located, chain_of, rung_name
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import pasted
@@ -119,7 +119,7 @@ class RegionalPrediction:
             return Chain([Located(Region.middle(self.grid), CENTRE)])
         spacing = self.grid.spacing_mm
         found = {
-            rung_name(i, seen.name): find(seen.labels, _numbers(seen, part.organs), spacing)
+            rung_name(i, seen.name): find_all(seen.labels, _numbers(seen, part.organs), spacing)
             for i, seen in enumerate(self.locators)
         }
         return chain_of(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.roi.region import CENTRE, TRUTH, Region
+from nnunet_ext.roi.region import NO_MODEL, TRUTH, Region
 from nnunet_ext.settings import TrainerSettings, resolve_settings
 
 PUBLISHED = "nnunet_ext.recipe.published"
@@ -210,7 +210,7 @@ class Recipe(BaseModel):
 
 def locators_of(model: Model) -> tuple[str, ...]:
     """Models that find the centre of this model's region."""
-    if model.region is None or model.region.source in (CENTRE, TRUTH):
+    if model.region is None or model.region.source in NO_MODEL:
         return ()
     return (model.region.source, *model.region.fallback)
 

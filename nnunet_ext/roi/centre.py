@@ -13,6 +13,8 @@ MIN_VOXELS = 5
 """Our choice: fewer voxels are no organ, they are noise."""
 NEIGHBOUR_MM = 40.0
 """Other components this close to the largest one belong to the same region (our choice, for paired small organs)."""
+MAX_PLACES = 5
+"""Our choice: what comes after the fifth largest part is no organ."""
 BODY_HU = -300.0
 """Between air and fat; our choice, only used for the box of the body."""
 BODY_VOXELS = 128
@@ -36,13 +38,13 @@ class Found:
     high: tuple[int, int, int]
 
 
-def find(
+def find_all(
     labels: NDArray[np.integer], wanted: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
-) -> Found | None:
-    """Some organs in a label map, or None where they are missing.
+) -> list[Found]:
+    """Places where some organs may be in a label map, the most likely one first.
 
-    The largest connected component counts, with every other one whose centroid lies within 40 mm of its;
-    specks far away do not pull the centre.
+    The first is the largest connected component with every other one whose centroid lies within 40 mm of its; specks
+    far away do not pull the centre. The next is the largest of the components left over, and so on.
 
     Args:
         labels: (Z, Y, X) label map.
@@ -50,28 +52,41 @@ def find(
         spacing_mm: Voxel size (Z, Y, X).
 
     Returns:
-        None with fewer than 5 voxels.
+        At most 5 places; none with fewer than 5 voxels.
     """
     mask = _mask(labels, wanted)
     box = _extent(mask)
     mask = mask[box]
     if np.count_nonzero(mask) < MIN_VOXELS:
-        return None
+        return []
     components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    numbers = np.arange(1, count + 1)
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    centroids = np.array(ndimage.center_of_mass(mask, components, numbers)).reshape(-1, 3)
-    main = int(np.argmax(sizes))
-    if sizes[main] < MIN_VOXELS:
-        return None
-    distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
-    near = distance_mm <= NEIGHBOUR_MM
+    centroids = np.array(ndimage.center_of_mass(mask, components, np.arange(1, count + 1))).reshape(-1, 3)
+    boxes = ndimage.find_objects(components)
     corner = [side.start for side in box]
-    z, y, x = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
-    boxes = [part for part, close in zip(ndimage.find_objects(components), near, strict=True) if close]
+    left = sizes.copy()
+    places: list[Found] = []
+    while len(places) < MAX_PLACES and left.max() >= MIN_VOXELS:
+        main = int(np.argmax(left))
+        distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
+        near = (distance_mm <= NEIGHBOUR_MM) & (left > 0)
+        centre = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
+        places.append(_place(centre, [part for part, close in zip(boxes, near, strict=True) if close], corner))
+        left[near] = 0
+    return places
+
+
+def _place(centre: NDArray[np.float64], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
     z0, y0, x0 = (min(part[axis].start for part in boxes) + corner[axis] for axis in range(3))
     z1, y1, x1 = (max(part[axis].stop for part in boxes) + corner[axis] for axis in range(3))
-    return Found((float(z), float(y), float(x)), (z0, y0, x0), (z1, y1, x1))
+    return Found(_triple(centre), (z0, y0, x0), (z1, y1, x1))
+
+
+def find(
+    labels: NDArray[np.integer], wanted: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Found | None:
+    """The most likely place of some organs, as ``find_all`` gives it; None where they are missing."""
+    return next(iter(find_all(labels, wanted, spacing_mm)), None)
 
 
 def centre_of(
@@ -105,8 +120,8 @@ def _mask(labels: NDArray[np.integer], wanted: Sequence[int]) -> NDArray[np.bool
 
 def _extent(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """The smallest box that holds a mask; empty for an empty one."""
-    flat = mask.any(axis=0)
-    ends = [np.flatnonzero(seen) for seen in (mask.any(axis=2).any(axis=1), flat.any(axis=1), flat.any(axis=0))]
+    flat = np.any(mask, axis=0)
+    ends = [np.flatnonzero(seen) for seen in (np.any(mask, axis=(1, 2)), np.any(flat, axis=1), np.any(flat, axis=0))]
     return tuple(slice(int(e[0]), int(e[-1]) + 1) if len(e) else slice(0, 0) for e in ends)
 
 

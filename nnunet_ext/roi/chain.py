@@ -9,6 +9,8 @@ from nnunet_ext.roi.centre import Centre, Found
 from nnunet_ext.roi.prior import SLACK, Prior, distance_mm
 
 LANDMARK, BODY = "fallback:landmark", "fallback:body"
+IN_BODY = "body"
+"""The usual place in the body where that was asked for, because no model is to locate."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Located:
 
     Args:
         centre: Voxel (z, y, x), float.
-        rung: ``located``, ``fallback:<model>``, ``fallback:landmark``, ``fallback:body``, or ``truth`` and ``centre``.
+        rung: ``located``, ``fallback:<model>``, ``fallback:landmark``, ``fallback:body``, or what was asked for instead
+            of a model: ``truth``, ``body``, ``centre``.
         found: The organ as the model sees it; None where only a place is known.
     """
 
@@ -32,7 +35,7 @@ class Chain:
 
     Args:
         rungs: Never empty; the last one is always a place that does not depend on any model.
-        refused: Rung name to the reason.
+        refused: Rung name to the reason; also where only the largest of several parts was passed over.
     """
 
     rungs: Sequence[Located]
@@ -45,7 +48,7 @@ def rung_name(position: int, model: str) -> str:
 
 
 def chain_of(
-    found: Mapping[str, Found | None],
+    found: Mapping[str, Sequence[Found]],
     prior: Prior,
     landmarks: Mapping[str, Centre],
     body: tuple[Centre, Centre],
@@ -54,12 +57,12 @@ def chain_of(
 ) -> Chain:
     """Order the centres of a region.
 
-    A model's centre is refused when the organ is empty or tiny (``find`` gave None), or farther from the usual place
-    than ``plausible_mm`` and than 1.25 times the farthest training patient. The usual place is that of the landmarks
-    where any was found, else that in the body.
+    A model's centre is refused when the organ is empty or tiny (``find_all`` gave nothing), or farther from the usual
+    place than ``plausible_mm`` and than 1.25 times the farthest training patient; then the model's next largest part
+    counts. The usual place is that of the landmarks where any was found, else that in the body.
 
     Args:
-        found: Rung name to what that model found, in the order to try.
+        found: Rung name to the places that model found, most likely first; rungs in the order to try.
         prior: The usual place.
         landmarks: Other organs that the models found, voxel (z, y, x).
         body: First and one-past-last voxel of the body.
@@ -72,15 +75,17 @@ def chain_of(
     limit_mm = max(plausible_mm, SLACK * (error_mm or 0.0))
     rungs: list[Located] = []
     refused: dict[str, str] = {}
-    for rung, organ in found.items():
-        off_mm = 0.0 if organ is None else distance_mm(organ.centre, expected, spacing_mm)
-        if organ is None:
+    for rung, places in found.items():
+        off_mm = [distance_mm(place.centre, expected, spacing_mm) for place in places]
+        near = next((place for place, off in zip(places, off_mm, strict=True) if off <= limit_mm), None)
+        if not places:
             refused[rung] = "found nothing, or fewer than 5 voxels"
-        elif off_mm > limit_mm:
-            refused[rung] = f"{off_mm:.0f} mm from the usual place, at most {limit_mm:.0f} mm are plausible"
-        else:
-            rungs.append(Located(organ.centre, rung, organ))
+        elif off_mm[0] > limit_mm:
+            which = "" if near is None else "its largest part lies "
+            refused[rung] = f"{which}{off_mm[0]:.0f} mm from the usual place, at most {limit_mm:.0f} mm are plausible"
+        if near is not None:
+            rungs.append(Located(near.centre, rung, near))
     if seen is not None:
         rungs.append(Located(seen, LANDMARK))
-    rungs.append(Located(in_body, BODY))
+    rungs.append(Located(in_body, BODY if found else IN_BODY))
     return Chain(rungs, refused)

@@ -22,7 +22,7 @@ from nnunet_ext.roi.chain import Chain, Located, chain_of
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, held_out_predictions, label_numbers
-from nnunet_ext.roi.region import CENTRE, TRUTH, Region, box_entry
+from nnunet_ext.roi.region import CENTRE, NO_MODEL, TRUTH, Region, box_entry
 from nnunet_ext.roi.retention import retention
 from nnunet_ext.roi.sides import Part, network_labels, parts_of
 from nnunet_ext.roi.survey import Locator, Survey, learn, survey_case
@@ -92,7 +92,7 @@ def derive_dataset(
     """
     if (target / "dataset.json").exists():
         raise InputError(f"{target} exists; choose another number or delete it.")
-    if region.source not in (CENTRE, TRUTH) and len(locators) != 1 + len(region.fallback):
+    if region.source not in NO_MODEL and len(locators) != 1 + len(region.fallback):
         raise ValueError(f"the region names {(region.source, *region.fallback)}, got {len(locators)} locators.")
     source_json = read_json(source / "dataset.json")
     data = _open_source(source, source_json, region, channels)
@@ -168,7 +168,8 @@ def _trained_beside(case: str, splits: Splits) -> Sequence[str]:
 def _chain(part: Part, region: Region, survey: Survey, learned: Learned) -> Chain:
     found = survey.found[part.name]
     if region.source == TRUTH:
-        found = {TRUTH: survey.truth[part.name]}
+        truth = survey.truth[part.name]
+        found = {TRUTH: [] if truth is None else [truth]}
     return chain_of(
         found, learned.prior, survey.others(part, seen=True), survey.body, survey.grid.spacing_mm,
         float("inf") if region.source == TRUTH else region.plausible_mm,

@@ -10,7 +10,7 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.roi.dataset import derive_dataset
-from nnunet_ext.roi.region import TRUTH, Region
+from nnunet_ext.roi.region import NO_MODEL, Region
 from nnunet_ext.roi.survey import Locator
 
 
@@ -23,7 +23,7 @@ def derive_numbered(
         source: Number of the source dataset.
         target: Number to write; must be free.
         name: Name to write.
-        region: ``source`` and ``fallback`` are folders of trained models, or "truth".
+        region: ``source`` and ``fallback`` are folders of trained models, or "truth" or "body".
         progress: Wraps the list of cases.
 
     Returns:
@@ -37,7 +37,7 @@ def derive_numbered(
     taken = sorted(raw.glob(f"Dataset{target:03d}_*"))
     if taken:
         raise InputError(f"{taken[0]} has the number {target}; choose another one or delete it.")
-    models = [] if region.source == TRUTH else [Path(text) for text in (region.source, *region.fallback)]
+    models = [] if region.source in NO_MODEL else [Path(text) for text in (region.source, *region.fallback)]
     locators = [_locator(model) for model in models]
     out = raw / f"Dataset{target:03d}_{name}"
     return out, derive_dataset(folder, out, region, _splits(folder.name), locators, progress)

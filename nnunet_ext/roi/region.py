@@ -12,11 +12,13 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Box, Grid
 from nnunet_ext.labels import partner
 from nnunet_ext.roi.centre import Centre
-from nnunet_ext.roi.chain import Located
+from nnunet_ext.roi.chain import IN_BODY, Located
 from nnunet_ext.roi.learned import Learned
 
 CENTRE = "centre"
 TRUTH = "truth"
+NO_MODEL = (CENTRE, TRUTH, IN_BODY)
+"""Sources of a centre that are no model."""
 
 
 class Region(BaseModel):
@@ -26,7 +28,8 @@ class Region(BaseModel):
 
     Args:
         organs: Organs that the region is for, TG-263 names; with ``source`` "centre" they are what is segmented in it.
-        source: Name of the model that finds the centre, "truth" (training only) or "centre" (middle of the image).
+        source: Name of the model that finds the centre, "truth" (training only), "body" (the organ's usual place in the
+            box of the body) or "centre" (middle of the image).
         fallback: Models to ask next when the first finds nothing.
         size_mm: Edge lengths in mm; voxels are rounded up.
         size_vox: Edge lengths in voxels.
@@ -73,8 +76,10 @@ class Region(BaseModel):
             raise ValueError("every edge of a region must be positive")
         if isinstance(self.margin_mm, tuple) and min(self.margin_mm) < 0:
             raise ValueError("margin_mm must not be negative")
-        if self.margin_mm == "auto" and self.source == TRUTH:
-            raise ValueError('margin_mm: "auto" learns from what a model misses; with from: "truth" give numbers')
+        if self.margin_mm == "auto" and self.source in NO_MODEL:
+            raise ValueError(
+                f'margin_mm: "auto" learns from what a model misses; with from: "{self.source}" give numbers'
+            )
         if self.flip_right and (self.source == CENTRE or not self._is_paired()):
             raise ValueError("flip_right needs organs that come in pairs named ..._L and ..._R, and a locating model")
         return self

@@ -15,7 +15,7 @@ from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.io.orientation import to_lps
-from nnunet_ext.roi.centre import Centre, Found, body_box, centre_of, find
+from nnunet_ext.roi.centre import Centre, Found, body_box, centre_of, find, find_all
 from nnunet_ext.roi.chain import rung_name
 from nnunet_ext.roi.learned import Learned, Outline, learned_from
 from nnunet_ext.roi.prior import Seen, fit_prior
@@ -57,7 +57,7 @@ class Survey:
         grid: Its grid.
         body: First and one-past-last voxel of the body.
         truth: Part to the true organ; None where it is missing.
-        found: Part to rung to what the held-out model found.
+        found: Part to rung to the places that the held-out model found.
         landmarks: Organ to its true centre, for organs that some locator knows.
         seen_landmarks: Organ to its centre as the first locator that found it sees it.
         models: Rung to model, fold and hash of the weights.
@@ -66,7 +66,7 @@ class Survey:
     grid: Grid
     body: tuple[Centre, Centre]
     truth: Mapping[str, Found | None]
-    found: Mapping[str, Mapping[str, Found | None]]
+    found: Mapping[str, Mapping[str, Sequence[Found]]]
     landmarks: Mapping[str, Centre]
     seen_landmarks: Mapping[str, Centre]
     models: Mapping[str, Mapping[str, Any]]
@@ -101,8 +101,6 @@ def survey_case(
     """
     maps = [(loc.name, loc.numbers(), _read_on(predictions[loc.name].path, grid)) for loc in locators]
     found = {part.name: _found(maps, part, grid) for part in parts}
-    if not locators:
-        found = {part.name: {} for part in parts}
     known = {organ for _, numbers, _ in maps for organ in numbers if organ in labels}
     return Survey(
         grid=grid,
@@ -141,15 +139,15 @@ def _seen(survey: Survey, part: Part) -> Seen:
     return Seen(centre, survey.others(part, seen=False), survey.body, survey.grid.spacing_mm)
 
 
-def _first(found: Mapping[str, Found | None]) -> Found | None:
-    return next((f for f in found.values() if f is not None), None)
+def _first(found: Mapping[str, Sequence[Found]]) -> Found | None:
+    return next((places[0] for places in found.values() if places), None)
 
 
 def _found(
     maps: Sequence[tuple[str, Mapping[str, int], NDArray[np.uint16]]], part: Part, grid: Grid
-) -> dict[str, Found | None]:
+) -> dict[str, list[Found]]:
     return {
-        rung_name(i, name): find(labels, [numbers[o] for o in part.organs if o in numbers], grid.spacing_mm)
+        rung_name(i, name): find_all(labels, [numbers[o] for o in part.organs if o in numbers], grid.spacing_mm)
         for i, (name, numbers, labels) in enumerate(maps)
     }
 

@@ -93,6 +93,15 @@ def test_a_localiser_60_mm_off_is_refused_as_implausible():
     assert "mm from the usual place" in report["both"]["refused"]["located"]
 
 
+def test_a_larger_false_part_far_away_does_not_hide_the_organ():
+    labels = truth()
+    labels[0:6, 45:60, 0:20] = 1  # larger than the organ, 60 mm off
+    result, report = predict(region(plausible_mm=40.0), found(labels))
+    np.testing.assert_array_equal(result, truth())
+    assert report["both"]["rung"] == "located"
+    assert "its largest part lies" in report["both"]["refused"]["located"]
+
+
 def test_a_plausible_but_wrong_centre_is_left_when_the_region_shows_nothing():
     labels, report = predict(region(plausible_mm=100.0), found(shifted(x=-28, y=25)))
     np.testing.assert_array_equal(labels, truth())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunet_ext.roi.centre import body_box, centre_of, find
+from nnunet_ext.roi.centre import body_box, centre_of, find, find_all
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -93,3 +93,13 @@ def test_what_was_found_has_the_box_of_the_components_that_count():
     labels[38, 22, 28] = 1  # a speck beyond 40 mm
     found = find(labels, [1], SPACING_MM)
     assert (found.low, found.high) == ((10, 4, 6), (15, 9, 9))
+
+
+def test_parts_that_lie_apart_are_places_of_their_own_the_largest_first():
+    labels = drawn(np.s_[0:4, 2:5, 3:6])
+    labels[20:26, 4:9, 4:9] = 1
+    labels[39, 22, 28] = 1  # a speck is no place
+    places = find_all(labels, [1], SPACING_MM)
+    assert [place.low for place in places] == [(20, 4, 4), (0, 2, 3)]
+    assert find(labels, [1], SPACING_MM) == places[0]
+    assert find_all(labels, [2], SPACING_MM) == []

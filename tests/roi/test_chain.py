@@ -15,7 +15,8 @@ def at(z: float, y: float, x: float) -> Found:
 
 
 def chain(found, prior=PLAIN, landmarks=None, plausible_mm=60.0):
-    return chain_of(found, prior, landmarks or {}, BOX, SPACING_MM, plausible_mm)
+    places = {rung: [] if one is None else one if isinstance(one, list) else [one] for rung, one in found.items()}
+    return chain_of(places, prior, landmarks or {}, BOX, SPACING_MM, plausible_mm)
 
 
 def rungs(result) -> list[str]:
@@ -62,3 +63,14 @@ def test_landmarks_say_what_is_plausible_where_there_are_any():
 
 def test_the_first_rung_is_called_located_and_the_others_by_their_model():
     assert [rung_name(i, name) for i, name in enumerate(["2d", "3d"])] == ["located", "fallback:3d"]
+
+
+def test_a_smaller_part_in_a_plausible_place_wins_over_a_larger_one_elsewhere():
+    result = chain({"located": [at(20, 50, 50 + 80), at(21, 52, 50)]})
+    assert rungs(result) == ["located", BODY]
+    assert result.rungs[0].centre == (21, 52, 50)
+    assert result.refused["located"].startswith("its largest part lies 80 mm from the usual place")
+
+
+def test_where_no_model_was_to_locate_the_body_is_no_fallback():
+    assert rungs(chain({})) == ["body"]

@@ -452,3 +452,9 @@ def test_margins_that_follow_the_model_are_learned_and_written_down(source, mode
     assert sidecar["retention"]["Pituitary"]["mean"] == 1.0
     written = read_json(tmp_path / "out" / "dataset.json")["nnunet_ext"]
     assert written["learned"] == sidecar["learned"]
+
+
+def test_the_usual_place_in_the_body_can_be_the_region_without_any_model(source, tmp_path):
+    sidecar = derive_dataset(source, tmp_path / "out", region(source="body", size_vox=(8, 20, 18), copies=0), SPLITS)
+    assert {entry["rung"] for entry in sidecar["cases"].values()} == {"body"}
+    assert sidecar["retention"]["Pituitary"]["mean"] == 1.0
