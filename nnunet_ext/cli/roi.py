@@ -20,7 +20,7 @@ import click
 @click.option("--plausible-mm", type=float, default=60.0, show_default=True,
               help="Centres this close to the organ's usual place are never refused.")  # fmt: skip
 @click.option("--from", "origin", required=True,
-              help='Folder of a trained model (Trainer__Plans__conf), "truth", or "body" (usual place in it).')  # fmt: skip
+              help='Folder of a trained model (Trainer__Plans__conf), "truth", or "body".')  # fmt: skip
 @click.option("--fallback", multiple=True, help="Folder of a trained model to ask where the first finds nothing.")
 @click.option("--jitter-vox", type=float, nargs=3, default=(1.0, 2.0, 2.0), show_default=True,
               help="Standard deviation of the shift of the training copies, Z Y X in voxels.")  # fmt: skip

@@ -71,12 +71,12 @@ def find_all(
         distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
         near = (distance_mm <= NEIGHBOUR_MM) & (left > 0)
         centre = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
-        places.append(_place(centre, [part for part, close in zip(boxes, near, strict=True) if close], corner))
+        places.append(_place(centre.tolist(), [part for part, close in zip(boxes, near, strict=True) if close], corner))
         left[near] = 0
     return places
 
 
-def _place(centre: NDArray[np.float64], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
+def _place(centre: Sequence[float], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
     z0, y0, x0 = (min(part[axis].start for part in boxes) + corner[axis] for axis in range(3))
     z1, y1, x1 = (max(part[axis].stop for part in boxes) + corner[axis] for axis in range(3))
     return Found(_triple(centre), (z0, y0, x0), (z1, y1, x1))

@@ -78,7 +78,7 @@ class Region(BaseModel):
             raise ValueError("margin_mm must not be negative")
         if self.margin_mm == "auto" and self.source in NO_MODEL:
             raise ValueError(
-                f'margin_mm: "auto" learns from what a model misses; with from: "{self.source}" give numbers'
+                f'margin_mm "auto" learns from what a model misses; with from: "{self.source}" give numbers'
             )
         if self.flip_right and (self.source == CENTRE or not self._is_paired()):
             raise ValueError("flip_right needs organs that come in pairs named ..._L and ..._R, and a locating model")
