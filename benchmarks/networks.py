@@ -4,7 +4,8 @@ Parameters, the values that nnU-Net's planner counts, the bytes that a training 
 and speed, with nnU-Net's planned layers for each network, deep supervision and Dice + cross-entropy, single precision.
 The bytes per counted value, relative to PlainConvUNet, are the ``memory_scale`` of nnunet_ext/planning/networks.py.
 
-    python benchmarks/networks.py            # three minutes on one busy core
+    python benchmarks/networks.py            # ten minutes on one busy core
+    python benchmarks/networks.py --only RAS SERes
     python benchmarks/networks.py --device cuda --patch3d 96 160 160 --patch2d 512 512 --features 32
 """
 
@@ -27,15 +28,35 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_ext.planning.networks import ContextPlanner, OriginalPlanner, dotted_path
+from nnunet_ext.planning.networks import (
+    ContextPlanner,
+    DeepResPlanner,
+    OriginalPlanner,
+    RASPlanner,
+    RefinePlainPlanner,
+    RefineSEResPlanner,
+    SEPlanner,
+    SEResPlanner,
+    dotted_path,
+)
 
 CLASSES = 4
-NETWORKS: dict[str, Any] = {
-    "PlainConvUNet": PlainConvUNet,
-    "ResidualEncoderUNet": ResidualEncoderUNet,
-    "ContextUNet": ContextPlanner,
-    "OriginalUNet": OriginalPlanner,
+NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "PlainConvUNet": (PlainConvUNet, {}),
+    "ResidualEncoderUNet": (ResidualEncoderUNet, {}),
+    "ContextUNet": (ContextPlanner, {}),
+    "OriginalUNet": (OriginalPlanner, {}),
+    "RASUNet": (RASPlanner, {}),
+    "RASUNet, attention_reduction=4": (RASPlanner, {"attention_reduction": 4}),
+    "RASUNet, attention=False": (RASPlanner, {"attention": False}),
+    "SEUNet3D": (SEPlanner, {}),
+    "SEResUNet": (SEResPlanner, {}),
+    "DeepResUNet": (DeepResPlanner, {}),
+    "RefinementUNet of PlainConvUNet": (RefinePlainPlanner, {}),
+    "RefinementUNet of SEResUNet": (RefineSEResPlanner, {}),
+    "RefinementUNet of SEResUNet, checkpoint_passes=True": (RefineSEResPlanner, {"checkpoint_passes": True}),
 }
+"""Network or its planner, and keywords that differ from the planner's."""
 HEADER = (
     "| dim | network | parameters (10⁶) | planner's count (10⁶) | kept for the way back (MB) | bytes per count "
     "| scale | peak (MB) | iterations/s |\n|---|---|---|---|---|---|---|---|---|"
@@ -66,14 +87,14 @@ def arch_kwargs(dim: int, patch: list[int], features: int) -> dict[str, Any]:
 
 def build(name: str, dim: int, patch: list[int], features: int) -> torch.nn.Module:
     """A network with the layers of its planner."""
-    kwargs, kind = arch_kwargs(dim, patch, features), NETWORKS[name]
+    kwargs, (kind, own) = arch_kwargs(dim, patch, features), NETWORKS[name]
     if kind is ResidualEncoderUNet:
         del kwargs["n_conv_per_stage"]
         blocks = [1, 3, 4, 6, 6, 6, 6, 6]
         kwargs["n_blocks_per_stage"] = blocks[: kwargs["n_stages"]]
         kwargs["n_conv_per_stage_decoder"] = 1
     elif kind is not PlainConvUNet:
-        kwargs.update(kind.layers(kind, dim))
+        kwargs.update({**kind.layers(dim), **own})
         kind = kind.network
     lookups = ["conv_op", "norm_op", "dropout_op", "nonlin"]
     return get_network_from_plans(dotted_path(kind), kwargs, lookups, 1, CLASSES, deep_supervision=True)
@@ -136,7 +157,11 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
     """One line of the table per network, each measured in its own process, because peak memory never falls."""
     for dim, patch in ((3, options.patch3d), (2, options.patch2d)):
         reference = None
-        for name in NETWORKS:
+        for name, (kind, _) in NETWORKS.items():
+            if options.only and not any(part in name for part in ("PlainConvUNet", *options.only)):
+                continue
+            if dim not in getattr(kind, "memory_scale", {2: 1, 3: 1}):
+                continue
             command = [sys.executable, __file__, *sys.argv[1:], "--one", name, str(dim)]
             found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-5:]
             parameters, count, kept, peak, rate = map(float, found)
@@ -157,6 +182,7 @@ def main() -> None:
     parser.add_argument("--batch2d", type=int, default=8)
     parser.add_argument("--features", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="Parts of the names of networks; PlainConvUNet is always there.")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

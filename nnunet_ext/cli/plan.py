@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from nnunet_ext.planning.names import NETWORKS, describe_networks
+
 
 @click.command()
 @click.option("-d", "dataset_id", type=int, required=True, help="Number of the dataset.")
 @click.option("--preset", type=click.Choice(["default", "cpu"]), default="default", show_default=True,
               help="cpu: small networks and patches that learn in minutes on two cores.")  # fmt: skip
-@click.option("--network", type=click.Choice(["plain", "context", "original"]), default="plain", show_default=True,
-              help="plain: nnU-Net's; context: residual, for regions; original: the 3D U-Net of 2016.")  # fmt: skip
+@click.option("--network", type=click.Choice(list(NETWORKS)), default="plain", show_default=True,
+              help=describe_networks())  # fmt: skip
 @click.option(
     "--axial/--no-axial", default=True, show_default=True, help="Keep the head-foot axis first (axial slices)."
 )
@@ -19,7 +21,7 @@ import click
 @click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB (preset default).")
 @click.option("--spacing-mm", type=click.FloatRange(min=0, min_open=True), nargs=3, metavar="Z Y X",
               help="Voxel size to resample to; default nnU-Net's choice.")  # fmt: skip
-@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU][Context|Original].")
+@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU][Context|RAS|…].")
 @click.option("-np", "processes", type=int, default=2, show_default=True, help="Worker processes.")
 @click.option("--no-pp", "no_preprocessing", is_flag=True, help="Plan only, do not preprocess.")
 def command(

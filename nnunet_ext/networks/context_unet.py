@@ -76,13 +76,12 @@ class _ContextStage(nn.Module):
 
     def __init__(self, plan: UNetPlan, inputs: int, stage: int) -> None:
         super().__init__()
-        assert plan.dropout_op is not None
         width, kernel = plan.features_per_stage[stage], plan.kernel_sizes[stage]
         self.enter = plan.convolution(inputs, width, kernel, plan.strides[stage])
         layers: list[nn.Module] = []
         for i in range(plan.n_conv_per_stage[stage]):
             if i > 0:
-                layers.append(plan.dropout_op(**(plan.dropout_op_kwargs or {})))
+                layers += plan.dropout()
             layers += plan.activation(width, keep_input=i == 0)
             layers.append(plan.convolution(width, width, kernel))
         self.context = nn.Sequential(*layers)

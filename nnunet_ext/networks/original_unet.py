@@ -6,11 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import (
-    get_matching_batchnorm,
-    get_matching_convtransp,
-    get_matching_pool_op,
-)
+from dynamic_network_architectures.building_blocks.helper import get_matching_batchnorm
 from torch import nn
 
 from nnunet_ext.networks.skeleton import Decoder, Encoder, UNetPlan, UNetSkeleton, cropped
@@ -65,10 +61,7 @@ def _convolutions(plan: UNetPlan, widths: list[int], kernel: list[int]) -> nn.Se
     """Conv-(dropout)-norm-activation from each width to the next."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers.append(plan.convolution(inputs, outputs, kernel))
-        if plan.dropout_op is not None:
-            layers.append(plan.dropout_op(**(plan.dropout_op_kwargs or {})))
-        layers += plan.activation(outputs)
+        layers += [plan.convolution(inputs, outputs, kernel), *plan.dropout(), *plan.activation(outputs)]
     return nn.Sequential(*layers)
 
 
@@ -77,9 +70,8 @@ class _PooledStage(nn.Module):
 
     def __init__(self, plan: UNetPlan, inputs: int, stage: int) -> None:
         super().__init__()
-        width, stride = plan.features_per_stage[stage], plan.strides[stage]
-        pool = get_matching_pool_op(dimension=plan.dim, pool_type="max")
-        self.pool = pool(stride, stride, ceil_mode=True) if max(stride) > 1 else nn.Identity()
+        width = plan.features_per_stage[stage]
+        self.pool = plan.pooling(stage)
         widths = [inputs, *[width] * (plan.n_conv_per_stage[stage] - 1), 2 * width]
         self.convolutions = _convolutions(plan, widths, plan.kernel_sizes[stage])
 
@@ -93,9 +85,7 @@ class _TransposedStage(nn.Module):
 
     def __init__(self, plan: UNetPlan, below: int, width: int, stage: int) -> None:
         super().__init__()
-        stride = plan.strides[stage + 1]
-        transposed = get_matching_convtransp(dimension=plan.dim)
-        self.upward = transposed(below, below, stride, stride, bias=plan.conv_bias)
+        self.upward = plan.transposed(below, below, stage)
         count = plan.n_conv_per_stage_decoder[plan.n_stages - 2 - stage]
         self.convolutions = _convolutions(plan, [below + width, *[width] * count], plan.kernel_sizes[stage])
 

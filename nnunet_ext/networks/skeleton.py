@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, maybe_convert_scalar_to_list
+from dynamic_network_architectures.building_blocks.helper import (
+    convert_conv_op_to_dim,
+    get_matching_convtransp,
+    get_matching_pool_op,
+    maybe_convert_scalar_to_list,
+)
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -88,6 +93,30 @@ class UNetPlan:
     def convolution(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Any = 1) -> nn.Module:
         """A convolution that keeps the size, or divides it by the stride, rounding up."""
         return self.conv_op(inputs, outputs, kernel, stride, [(k - 1) // 2 for k in kernel], bias=self.conv_bias)
+
+    def projection(self, inputs: int, outputs: int, stride: Sequence[int] | None = None) -> nn.Module:
+        """What adds a residual block's input to its output: nothing, or a 1×1 convolution without offset.
+
+        There is a convolution only where channels or size change.
+        """
+        if inputs == outputs and max(stride or [1]) == 1:
+            return nn.Identity()
+        return self.conv_op(inputs, outputs, 1, stride or 1, bias=False)
+
+    def pooling(self, stage: int) -> nn.Module:
+        """Max-pooling by the stride of a stage, rounding up; nothing where the stage is as fine as the one above."""
+        stride = self.strides[stage]
+        pool = get_matching_pool_op(dimension=self.dim, pool_type="max")
+        return pool(stride, stride, ceil_mode=True) if max(stride) > 1 else nn.Identity()
+
+    def transposed(self, inputs: int, outputs: int, stage: int) -> nn.Module:
+        """A transposed convolution from the next coarser stage to this one."""
+        stride = self.strides[stage + 1]
+        return get_matching_convtransp(dimension=self.dim)(inputs, outputs, stride, stride, bias=self.conv_bias)
+
+    def dropout(self) -> list[nn.Module]:
+        """The dropout layer, if there is one."""
+        return [] if self.dropout_op is None else [self.dropout_op(**(self.dropout_op_kwargs or {}))]
 
     def head(self, inputs: int) -> nn.Module:
         """The 1×1 convolution that makes logits."""
@@ -174,6 +203,25 @@ class Decoder(nn.Module):
     def heads_used(self) -> int:
         """How many of the finest heads the present output needs."""
         return len(self.seg_layers) if self.deep_supervision else 1
+
+
+class TransposedStage(nn.Module):
+    """One step of the way up: transposed convolution, join the skip, then a block.
+
+    Args:
+        plan: Of the network.
+        stage: To which it leads.
+        block: From twice the stage's channels to the stage's.
+    """
+
+    def __init__(self, plan: UNetPlan, stage: int, block: nn.Module) -> None:
+        super().__init__()
+        self.upward = plan.transposed(plan.features_per_stage[stage + 1], plan.features_per_stage[stage], stage)
+        self.block = block
+
+    def forward(self, below: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """(B, C, coarse) and (B, width, fine) to (B, width, fine)."""
+        return self.block(torch.cat([skip, cropped(self.upward(below), skip)], 1))
 
 
 class UNetSkeleton(AbstractDynamicNetworkArchitectures):

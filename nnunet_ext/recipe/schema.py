@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.planning.names import NETWORKS
 from nnunet_ext.roi.region import NO_MODEL, TRUTH, Region
 from nnunet_ext.settings import TrainerSettings, resolve_settings
 
@@ -22,7 +23,7 @@ class Planning(BaseModel):
 
     Args:
         preset: "default" (nnU-Net's planner for ``gpu_gb``) or "cpu".
-        network: "plain" (nnU-Net's own), "context" (residual, for regions) or "original" (the 3D U-Net of 2016).
+        network: "plain" (nnU-Net's own), or one of ours: key of ``planning.names.NETWORKS``.
         axial: Keep the head-foot axis first, so that 2D reads axial slices.
         gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB.
         spacing_mm: Voxel size (Z, Y, X) that a 3D model works on; None is nnU-Net's choice. Coarse voxels make a cheap
@@ -39,7 +40,7 @@ class Planning(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: Literal["default", "cpu"] = "default"
-    network: Literal["plain", "context", "original"] = "plain"
+    network: str = "plain"
     axial: bool = True
     gpu_gb: float | None = Field(None, gt=0)
     spacing_mm: tuple[float, float, float] | None = None
@@ -49,6 +50,13 @@ class Planning(BaseModel):
     resampling: bool = True
     normalization: str | None = None
     window_hu: tuple[float, float] | None = None
+
+    @field_validator("network")
+    @classmethod
+    def _known_network(cls, network: str) -> str:
+        if network not in NETWORKS:
+            raise ValueError(f"there is no network {network}; known are {', '.join(NETWORKS)}")
+        return network
 
 
 class Model(BaseModel):

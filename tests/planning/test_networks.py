@@ -17,18 +17,53 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_ext.networks.context_unet import ContextUNet
+from nnunet_ext.networks.deep_res_unet import DeepResUNet
 from nnunet_ext.networks.original_unet import OriginalUNet
-from nnunet_ext.planning import plan
-from nnunet_ext.planning.networks import ContextPlanner, NetworkPlanner, OriginalPlanner, dotted_path
+from nnunet_ext.networks.ras_unet import RASUNet
+from nnunet_ext.networks.refinement_unet import RefinementUNet
+from nnunet_ext.networks.se_res_unet import SEResUNet
+from nnunet_ext.networks.se_unet import SEUNet3D
+from nnunet_ext.planning import names, plan
+from nnunet_ext.planning.networks import (
+    PLANNERS,
+    ContextPlanner,
+    DeepResPlanner,
+    NetworkPlanner,
+    OriginalPlanner,
+    RASPlanner,
+    RefinePlainPlanner,
+    RefineSEResPlanner,
+    SEPlanner,
+    SEResPlanner,
+    dotted_path,
+)
 
 pytestmark = pytest.mark.slow
 
-CLASSES = {"context": ContextUNet, "original": OriginalUNet}
+CLASSES = {
+    "context": ContextUNet,
+    "original": OriginalUNet,
+    "ras": RASUNet,
+    "se": SEUNet3D,
+    "se-res": SEResUNet,
+    "deep-res": DeepResUNet,
+    "refine:plain": RefinementUNet,
+    "refine:se-res": RefinementUNet,
+}
+SUFFIXES = {
+    "context": "Context",
+    "original": "Original",
+    "ras": "RAS",
+    "se": "SE",
+    "se-res": "SERes",
+    "deep-res": "DeepRes",
+    "refine:plain": "RefinePlain",
+    "refine:se-res": "Refine",
+}
 NAMES = {
-    ("context", "default"): "nnUNetPlansExtContext",
-    ("original", "default"): "nnUNetPlansExtOriginal",
-    ("context", "cpu"): "nnUNetPlansExtCPUContext",
-    ("original", "cpu"): "nnUNetPlansExtCPUOriginal",
+    (network, preset): f"nnUNetPlansExt{'CPU' if preset == 'cpu' else ''}{suffix}"
+    for network, suffix in SUFFIXES.items()
+    for preset in ("default", "cpu")
 }
 
 
@@ -72,7 +107,7 @@ class TestPlans:
         for name in ("2d", "3d_fullres"):
             settings = configuration(path, name)
             unet, patch = built(settings), settings["patch_size"]
-            assert type(unet) is CLASSES[network]
+            assert type(unet) is (PlainConvUNet if (network, name) == ("ras", "2d") else CLASSES[network])
             assert unet(torch.empty(1, 1, *patch, device="meta")).shape == (1, 4, *patch)
             assert settings["architecture"]["arch_kwargs"]["strides"][0] == [1] * len(patch)
             assert settings["data_identifier"] == f"{path.stem}_{name}"
@@ -89,7 +124,7 @@ class TestPlans:
         kwargs = settings["architecture"]["arch_kwargs"]
         assert kwargs["features_per_stage"] == [4, 8, 9, 9, 9]
         assert kwargs["n_stages"] == len(kwargs["strides"]) == len(kwargs["kernel_sizes"]) == 5
-        assert set(kwargs["n_conv_per_stage"]) == {2}
+        assert len(set(kwargs["n_conv_per_stage"])) == 1
         assert built(settings)(torch.empty(1, 1, 16, 64, 64, device="meta")).shape == (1, 4, 16, 64, 64)
 
 
@@ -113,6 +148,65 @@ def test_the_layers_of_the_original_network_are_in_its_plans(planned):
         assert norms
         assert not any(layer.track_running_stats for layer in norms)
         assert not any(isinstance(layer, nn.LeakyReLU) for layer in unet.modules())
+
+
+def test_every_network_that_has_a_name_has_a_planner_for_every_preset():
+    assert list(PLANNERS) == list(names.NETWORKS)
+    assert {frozenset(presets) for presets in PLANNERS.values()} == {frozenset({"default", "cpu"})}
+    every = [kind.default_plans_name for presets in PLANNERS.values() for kind in presets.values()]
+    assert len(set(every)) == len(every)
+
+
+def test_names_of_networks_load_no_torch(world):
+    world.run("-c", "import sys, nnunet_ext.planning.names; assert 'torch' not in sys.modules")
+
+
+def test_ras_plans_name_the_axis_and_the_dropout_and_have_nnunets_network_in_2d(planned):
+    for preset, dropout in (("default", 0.5), ("cpu", 0.0)):
+        path = planned("ras", preset)
+        kwargs = configuration(path)["architecture"]["arch_kwargs"]
+        assert (kwargs["through_axis"], kwargs["encoder_dropout_p"], kwargs["attention"]) == (0, dropout, True)
+        flat = configuration(path, "2d")["architecture"]
+        stock = configuration(planned("plain", preset), "2d")["architecture"]
+        assert flat == stock
+
+
+@pytest.mark.parametrize(("network", "nonlin"), [("se-res", nn.ELU), ("deep-res", nn.ReLU), ("se", nn.LeakyReLU)])
+def test_activations_are_the_papers(planned, network, nonlin):
+    path = planned(network)
+    for name in ("2d", "3d_fullres"):
+        unet = built(configuration(path, name))
+        inside = {type(layer) for layer in unet.modules()} & {nn.ELU, nn.ReLU, nn.LeakyReLU}
+        assert inside - ({nn.ReLU} if network.startswith("se") else set()) == {nonlin}  # gates have a ReLU
+
+
+def test_refinement_plans_keep_the_layers_of_their_base_and_any_trainer_can_use_them(planned):
+    kwargs = configuration(planned("refine:se-res"))["architecture"]["arch_kwargs"]
+    assert kwargs["base"] == dotted_path(SEResUNet)
+    assert (kwargs["passes"], kwargs["every_pass"], kwargs["regions"]) == (3, False, False)
+    assert kwargs["nonlin_first"] is True
+    unet = built(configuration(planned("refine:plain")))
+    assert type(unet.unet) is PlainConvUNet
+    assert unet.fed_back == 3
+
+
+def test_refinement_feeds_every_class_back_where_classes_overlap(planned):
+    before = planned("refine:se-res")
+    planner = PLANNERS["refine:se-res"]["cpu"](901)
+    planner.dataset_json["labels"]["Parotids"] = [1, 2]
+    planner.dataset_json["regions_class_order"] = [1, 2, 3, 1]
+    planner.plan_experiment()
+    kwargs = configuration(before)["architecture"]["arch_kwargs"]
+    assert kwargs["regions"] is True
+    assert built(configuration(before)).fed_back == 4
+
+
+def test_networks_get_other_patches_or_batches_for_the_same_memory(planned):
+    found = set()
+    for network in ("plain", "ras", "se-res"):
+        settings = configuration(planned(network, "default", gpu_gb=0.02))
+        found.add((tuple(settings["patch_size"]), settings["batch_size"]))
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(("network", "base"), [("context", 16), ("original", 32)])
@@ -159,8 +253,19 @@ def kept_bytes_per_count(network: nn.Module, image: torch.Tensor) -> float:
     return sum(saved.values()) / len(image) / network.compute_conv_feature_map_size(image.shape[2:])
 
 
-@pytest.mark.parametrize("planner", [ContextPlanner, OriginalPlanner])
-@pytest.mark.parametrize("dim", [2, 3])
+PLANNED = (
+    ContextPlanner,
+    OriginalPlanner,
+    RASPlanner,
+    SEPlanner,
+    SEResPlanner,
+    DeepResPlanner,
+    RefinePlainPlanner,
+    RefineSEResPlanner,
+)
+
+
+@pytest.mark.parametrize(("planner", "dim"), [(planner, dim) for planner in PLANNED for dim in planner.memory_scale])
 def test_the_memory_scale_is_what_a_step_keeps(planner: type[NetworkPlanner], dim: int):
     given: dict[str, Any] = {
         "n_stages": 4,
@@ -178,7 +283,7 @@ def test_the_memory_scale_is_what_a_step_keeps(planner: type[NetworkPlanner], di
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
-    own = {**given, **planner.layers(planner, dim)}  # type: ignore[arg-type]
+    own = {**given, **planner.layers(dim)}
     image = torch.randn(2, 1, *([32] * dim))
     bytes_per_count = [
         kept_bytes_per_count(
@@ -218,7 +323,7 @@ trainer.perform_actual_validation()
 """
 
 
-@pytest.fixture(scope="module", params=["context", "original"])
+@pytest.fixture(scope="module", params=list(CLASSES))
 def prepared(request: pytest.FixtureRequest, world: SimpleNamespace) -> str:
     """Name of plans with one of our networks; the data are preprocessed."""
     world.run("-c", PREPARE, request.param, json.dumps({**world.settings, "num_epochs": 1}))
@@ -234,8 +339,7 @@ def stock_command(world: SimpleNamespace, results: Path, name: str, *arguments: 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerExtCascade"])
+@pytest.mark.parametrize(("trainer", "name"), [("nnUNetTrainer", "3d_fullres"), ("nnUNetTrainerExtCascade", "2d")])
 def test_stock_nnunet_trains_and_predicts_with_our_plans(world, prepared, tmp_path, name, trainer):
     if trainer == "nnUNetTrainer":
         world.run("-c", TRAIN_STOCK, name, prepared, nnUNet_results=str(tmp_path))
