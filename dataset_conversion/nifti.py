@@ -11,12 +11,10 @@ value refused. In OpenKBP's converted labels 0 also means "not contoured".
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
 from pathlib import Path
 
 from nnunet_ext.conversion.folders import other_files, paired_cases
-from nnunet_ext.conversion.source import NiftiCase, Option, Source, in_order
+from nnunet_ext.conversion.source import Option, Source, in_order, with_patient
 from nnunet_ext.errors import InputError
 from nnunet_ext.labels import tg263_name
 
@@ -65,24 +63,12 @@ def open_source(
         licence="that of the source data",
         reference="that of the source data",
         organs=numbers,
-        cases=in_order(_with_patient(case, patient) for case in paired_cases(folder, len(channels))),
+        cases=in_order(with_patient(case, patient) for case in paired_cases(folder, len(channels))),
         channels=channels,
         label_values={**dict.fromkeys(_ignored(ignore_labels, values), 0), **values},
         unlisted_is_background=unlisted == "background",
         notes=(f"not NIfTI, not read: {', '.join(others)}",) if others else (),
     )
-
-
-def _with_patient(case: NiftiCase, pattern: str | None) -> NiftiCase:
-    if pattern is None:
-        return case
-    try:
-        found = re.search(pattern, case.identifier)
-    except re.error as error:
-        raise InputError(f"--patient {pattern!r} is no regular expression ({error}).") from error
-    if not found:
-        raise InputError(f"--patient {pattern!r} finds nothing in the name of case {case.identifier}.")
-    return replace(case, patient=found.group())
 
 
 def _label_table(text: str) -> dict[str, int]:

@@ -74,8 +74,8 @@ def _common_params(verb: str) -> list[click.Parameter]:
         click.Option(["-d", "--dataset", "number"], type=int, required=True, help="Dataset number, 1 to 999."),
         click.Option(["--name"], default=name, show_default=True, help="Dataset name."),
         click.Option(["--overwrite"], is_flag=True, help="Replace a dataset of this number."),
-        click.Option(["--seed"], type=int, default=12345, show_default=True, help="Seed of the folds."),
-        click.Option(["--folds"], type=click.IntRange(2), default=5, show_default=True, help="Folds, by patient."),
+        click.Option(["--seed"], type=int, default=12345, show_default=True, help="Seed of folds and test cases."),
+        click.Option(["--folds"], type=click.IntRange(2), help="Folds, by patient; default: the source's, else 5."),
         click.Option(["--quiet"], is_flag=True, help="No progress and no table."),
     ]
 
@@ -102,7 +102,7 @@ def _run(
     name: str,
     overwrite: bool,
     seed: int,
-    folds: int,
+    folds: int | None,
     quiet: bool,
 ) -> None:
     from nnunet_ext.conversion.convert import convert

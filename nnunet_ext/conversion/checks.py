@@ -13,12 +13,17 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_ext.conversion.source import Stored
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.nifti import read_image
 
 AIR_HU = -1024.0
 """Lowest value of a 12-bit CT; whatever lies below is padding (-2000, -3024, -32768)."""
+OFFSET_HU = 1024.0
+"""What 12-bit CT adds to HU so that nothing is negative: the usual rescale intercept is -1024."""
+DENSE_HU, DENSE_SHARE = 800.0, 0.1
+"""Our choice: in HU compact bone and metal lie above 800 and fill no tenth of a scan, in HU + 1024 all tissue does."""
 MAX_LOWEST_HU = -200.0
 """Our choice: a patient's CT shows air or lung; with nothing below -200 it is no Hounsfield scale."""
 MAX_HU = 30_000.0
@@ -36,12 +41,13 @@ def check_image(path: Path, modality: str) -> None:
     read_checked_image(path, modality)
 
 
-def read_checked_image(path: Path, modality: str) -> tuple[NDArray[np.float32], Grid, list[str]]:
+def read_checked_image(path: Path, modality: str, stored: Stored = "hu") -> tuple[NDArray[np.float32], Grid, list[str]]:
     """An image that can be trusted, with what had to be repaired.
 
     Args:
         path: NIfTI file.
         modality: Channel name; ``CT`` adds the Hounsfield checks, anything else gets the general ones.
+        stored: How the file stores a CT; see ``in_hounsfield``. Left alone for other channels.
 
     Shape:
         returns: (Z, Y, X) float32 in the file's orientation, its Grid, and one sentence per repair.
@@ -53,8 +59,33 @@ def read_checked_image(path: Path, modality: str) -> tuple[NDArray[np.float32], 
     image, grid = read_image(path)
     check_spacing_is_set(path)
     check_spacing(grid, str(path))
+    image, notes = in_hounsfield(image, modality, stored, str(path))
     image, repairs = check_values(image, modality, str(path))
-    return image, grid, repairs
+    return image, grid, notes + repairs
+
+
+def in_hounsfield(
+    image: NDArray[np.float32], modality: str, stored: Stored, name: str
+) -> tuple[NDArray[np.float32], list[str]]:
+    """A CT that was stored as HU + 1024 (the rescale intercept left out) in HU, and one sentence if it was.
+
+    ``auto`` looks at how much is denser than bone: of a body in HU next to nothing, of one in HU + 1024 all of it. The
+    lowest value would say less, since padding may lie below the air of either.
+
+    Raises:
+        InputError: HU + 1024 is asked for, and hardly a voxel would be tissue.
+    """
+    if modality.upper() != "CT" or stored == "hu" or not image.size:
+        return image, []
+    dense = float(np.mean(image > DENSE_HU))
+    if dense > DENSE_SHARE:
+        return image - np.float32(OFFSET_HU), [f"stored as HU + {OFFSET_HU:g}, {OFFSET_HU:g} subtracted"]
+    if stored == "plus1024":
+        raise InputError(
+            f"{name} has values from {image.min():g} to {image.max():g} and only {dense:.1%} above {DENSE_HU:g}, so it "
+            f"is not stored as HU + {OFFSET_HU:g}; convert with --values hu or auto, or export the original values."
+        )
+    return image, []
 
 
 def check_values(image: NDArray[np.float32], modality: str, name: str) -> tuple[NDArray[np.float32], list[str]]:

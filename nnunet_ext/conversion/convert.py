@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nnunet_ext.conversion.extent import crop_case, with_slices
 from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.loading import load_case
 from nnunet_ext.conversion.record import CaseRecord, record_of, stamp_of
 from nnunet_ext.conversion.report import failures_as_text, report_of
 from nnunet_ext.conversion.source import Case, Source
-from nnunet_ext.conversion.splits import patient_splits
-from nnunet_ext.conversion.treatment import Say, treat_case, treatment_as_json
+from nnunet_ext.conversion.splits import held_out_cases, patient_splits
+from nnunet_ext.conversion.treatment import Say, facts_of, treat_case, treatment_as_json
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import write_json
@@ -54,7 +55,7 @@ def convert(
     *,
     overwrite: bool = False,
     seed: int = 12345,
-    folds: int = 5,
+    folds: int | None = None,
     quiet: bool = False,
     elsewhere: Sequence[Path] = (),
 ) -> Converted:
@@ -68,8 +69,8 @@ def convert(
         number: Dataset number, 1 to 999.
         name: Letters, digits, ``_`` and ``-``.
         overwrite: Replace a dataset of the same number.
-        seed: Of the folds.
-        folds: Number of folds.
+        seed: Of the folds, and of the test cases where the source sets some aside.
+        folds: Number of folds; None is the source's own.
         quiet: No progress bar.
         elsewhere: nnU-Net's other folders (preprocessed, results); it fails where a number has two names.
 
@@ -86,6 +87,7 @@ def convert(
             f"dataset number {number} is taken by {taken[0]}; choose another number or add --overwrite to replace it."
         )
     _check_elsewhere(elsewhere, number, workplace.final.name)
+    source = _with_test_cases(source, seed)
     with workplace.locked():
         workplace.prepare(_signature(source), overwrite=overwrite)
         records, failed = _convert_cases(source, workplace, quiet=quiet)
@@ -93,7 +95,7 @@ def convert(
             workplace.discard()
             causes = "\n" + failures_as_text(failed) if failed else ""
             raise InputError(f"{source.folder} has no usable training case for {source.name}.{causes}")
-        report = _write_sidecars(source, workplace.folder, records, failed, seed=seed, folds=folds)
+        report = _write_sidecars(source, workplace.folder, records, failed, seed=seed, folds=folds or source.folds)
         workplace.publish(taken)
     return Converted(workplace.final, report, failed)
 
@@ -135,6 +137,16 @@ def _check_source(source: Source) -> None:
         raise InputError(f"{source.folder} has several cases named {', '.join(double)}; rename them.")
 
 
+def _with_test_cases(source: Source, seed: int) -> Source:
+    """The source with its test cases drawn, before any file is read: which ones depends on names and seed alone."""
+    if not source.test_share:
+        return source
+    usable = [case for case in source.cases if case.has_labels and not case.fault]
+    drawn = held_out_cases({c.identifier: c.patient or c.identifier for c in usable}, source.test_share, seed)
+    split = {"test_share": source.test_share, "seed": seed}
+    return replace(source, held_out=drawn, facts={**source.facts, "split": split})
+
+
 def _signature(source: Source) -> dict[str, Any]:
     """What must be equal for a killed conversion to be continued; the folder only as a hash."""
     return {
@@ -146,7 +158,8 @@ def _signature(source: Source) -> dict[str, Any]:
         "values": {str(k): v for k, v in source.values.items()},
         "unlisted_is_background": source.unlisted_is_background,
         "treatment": treatment_as_json(source.treatment),
-        "facts": dict(source.facts),
+        "facts": {key: value for key, value in source.facts.items() if key != "split"},  # the cases' stamps know it
+        "reading": dict(source.reading),
     }
 
 
@@ -172,12 +185,13 @@ def _convert_case(case: Case, source: Source, workplace: Workplace, seen: dict[s
     missing = [path for path in case.files if not path.is_file()]
     if missing:
         raise InputError(f"{missing[0]} does not exist.")
-    done = workplace.finished(case.identifier, stamp_of(case))
+    done = workplace.finished(case.identifier, stamp_of(case, source))
     if done:
         _check_new(case, done, seen)
         return done
     workplace.forget(case.identifier)
     loaded = treat_case(load_case(case, source), case, source, say)
+    loaded = crop_case(with_slices(loaded, source.treatment.slices), source)
     record = record_of(case, loaded, source)
     _check_new(case, record, seen)
     _write_case(workplace.folder, record, loaded)
@@ -200,7 +214,8 @@ def _write_case(folder: Path, record: CaseRecord, loaded: LoadedCase) -> None:
         path = images / f"{record.identifier}_{channel:04d}.nii.gz"
         write_voxels(path, _smallest_exact(image), loaded.grid)
     if loaded.labels is not None:
-        write_labels(folder / "labelsTr" / f"{record.identifier}.nii.gz", loaded.labels, loaded.grid)
+        labels = folder / ("labelsTs" if record.test else "labelsTr")
+        write_labels(labels / f"{record.identifier}.nii.gz", loaded.labels, loaded.grid)
 
 
 def _smallest_exact(image: NDArray[np.float32]) -> NDArray[np.generic]:
@@ -246,12 +261,7 @@ def dataset_json(source: Source, training_cases: int) -> dict[str, Any]:
             "source": source.name,
             "converter_version": source.version,
             "swap_pairs": [list(pair) for pair in swap_pairs(source.organs)],
-            **_treatment_entries(source),
+            **facts_of(source.treatment),
+            **source.facts,
         },
     }
-
-
-def _treatment_entries(source: Source) -> dict[str, Any]:
-    """The steps that a new patient needs as well, and the converter's own facts."""
-    steps = treatment_as_json(source.treatment)["steps"]
-    return {**({"preprocessing": steps} if steps else {}), **source.facts}

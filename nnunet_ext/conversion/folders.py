@@ -13,6 +13,10 @@ from nnunet_ext.errors import InputError
 IMAGE_FOLDERS = ("images", "imagesTr")
 LABEL_FOLDERS = ("labels", "labelsTr")
 TEST_FOLDER = "imagesTs"
+DICOM_LATER = (
+    "DICOM with RTSTRUCT comes in a later version, convert the series to NIfTI first (images/ and labels/, or one "
+    "folder per case)"
+)
 
 
 def paired_cases(folder: Path, channels: int = 1) -> Iterator[NiftiCase]:
@@ -61,6 +65,57 @@ def channel_cases(
         yield _case_in(case_folder, channels, organs, label)
 
 
+def target_cases(folder: Path, target: str, guide: str = "") -> Iterator[NiftiCase]:
+    """CT cases with one contour: ``images/`` and ``labels/``, or one folder per case.
+
+    A case folder holds ``CT.nii.gz`` (or ``image``, ``data``) and ``label.nii.gz`` or ``<target>.nii.gz``; without the
+    contour it is a test case.
+
+    Args:
+        folder: Source folder.
+        target: Name of the contour.
+        guide: Name of a further mask, ``<guide>s/<case>.nii.gz`` beside ``images/``, or ``<guide>.nii.gz`` in a case
+            folder; empty for none.
+
+    Raises:
+        InputError: the folder holds DICOM and no NIfTI, or no case.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not any(is_nifti(path) for path in files) and any(is_dicom(path) for path in files):
+        raise InputError(f"{folder} holds DICOM files; {DICOM_LATER}.")
+    found = False
+    for case in channel_cases(folder, {"CT": ("CT", "image", "data")}, (target,)):
+        found = True
+        yield _with_guide(_without_rtstruct(case), folder, guide)
+    if not found:
+        raise InputError(f"{folder} has no case; expected images/ and labels/, or <case>/CT.nii.gz with label.nii.gz.")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its name or by the mark after its preamble."""
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _without_rtstruct(case: NiftiCase) -> NiftiCase:
+    """The case with a fault where its contours are DICOM beside the NIfTI image: it is no test case."""
+    if case.fault or case.has_labels or case.images[0].parent.name == TEST_FOLDER:
+        return case
+    contours = [path for path in sorted(case.images[0].parent.iterdir()) if path.is_file() and is_dicom(path)]
+    return replace(case, fault=f"{contours[0]} is DICOM; {DICOM_LATER}.") if contours else case
+
+
+def _with_guide(case: NiftiCase, folder: Path, guide: str) -> NiftiCase:
+    if not guide or not case.images:
+        return case
+    beside = case.images[0].parent
+    pooled = beside.name in (*IMAGE_FOLDERS, TEST_FOLDER)
+    masks = _named(folder / f"{guide}s", (case.identifier,)) if pooled else _named(beside, (guide,))
+    return replace(case, guide=masks[0]) if masks else case
+
+
 def _case_in(folder: Path, channels: Mapping[str, Sequence[str]], organs: Collection[str], label: str) -> NiftiCase:
     images = {channel: _named(folder, names) for channel, names in channels.items()}
     labels = _named(folder, (label,))
@@ -77,6 +132,8 @@ def _case_in(folder: Path, channels: Mapping[str, Sequence[str]], organs: Collec
 def _naming_what_is_missing(case: NiftiCase, channels: Mapping[str, Sequence[str]]) -> NiftiCase:
     """The case of ``images/`` with a fault that says which channel has no file."""
     have = {stem(path) for path in case.images}
+    if len(channels) == 1 and case.identifier in have:
+        return case
     wanted = {channel: f"{case.identifier}_{i:04d}" for i, channel in enumerate(channels)}
     missing = [channel for channel, name in wanted.items() if name not in have]
     if not case.images or not missing:

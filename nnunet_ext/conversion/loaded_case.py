@@ -22,6 +22,8 @@ class LoadedCase:
         orientation: Axis codes of the source files.
         notes: Repairs and drops, one sentence each.
         kept: Organ name to the fraction of its voxels that survived a crop; empty where nothing was cropped.
+        crop: Box that was kept; see CaseRecord.
+        guide: (Z, Y, X) bool, the mask to crop to; None where there is none.
     """
 
     images: tuple[NDArray[np.float32], ...]
@@ -31,3 +33,5 @@ class LoadedCase:
     orientation: str
     notes: tuple[str, ...] = ()
     kept: dict[str, float] = field(default_factory=dict)
+    crop: dict[str, list[int]] = field(default_factory=dict)
+    guide: NDArray[np.bool_] | None = None

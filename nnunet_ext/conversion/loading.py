@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import check_same_grid, read_checked_image, renumber_labels
+from nnunet_ext.conversion.hdf5 import load_hdf5_case
 from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.organ_files import paint_organs
-from nnunet_ext.conversion.source import Case, NiftiCase, Source, SparseCase
+from nnunet_ext.conversion.source import Case, Hdf5Case, NiftiCase, Source, SparseCase
 from nnunet_ext.conversion.sparse import load_sparse_case
 from nnunet_ext.conversion.treatment import move_onto
 from nnunet_ext.errors import InputError
@@ -29,6 +30,8 @@ def load_case(case: Case, source: Source) -> LoadedCase:
         raise InputError(case.fault)
     if isinstance(case, SparseCase):
         return load_sparse_case(case, source)
+    if isinstance(case, Hdf5Case):
+        return load_hdf5_case(case, source)
     return _load_nifti_case(case, source)
 
 
@@ -51,6 +54,7 @@ def _load_nifti_case(case: NiftiCase, source: Source) -> LoadedCase:
         contoured=contoured,
         orientation=axis_codes(grid),
         notes=tuple(notes),
+        guide=None if case.guide is None else to_lps(_read_guide(case.guide, case.images[0], grid), grid)[0],
     )
 
 
@@ -59,7 +63,7 @@ def _read_channels(case: NiftiCase, source: Source) -> tuple[list[NDArray[np.flo
     grids: list[Grid] = []
     notes: list[str] = []
     for path, modality in zip(case.images, source.channels, strict=True):
-        image, grid, repairs = read_checked_image(path, modality)
+        image, grid, repairs = read_checked_image(path, modality, source.treatment.stored)
         if images and source.treatment.register:
             image, grid, found = move_onto(images[0], grids[0], image, grid, str(path))
             repairs += found
@@ -68,6 +72,14 @@ def _read_channels(case: NiftiCase, source: Source) -> tuple[list[NDArray[np.flo
         notes += [f"{modality}: {repair}" for repair in repairs]
         check_same_grid(path, grid, case.images[0], grids[0])
     return images, grids[0], notes
+
+
+def _read_guide(path: Path, image_path: Path, grid: Grid) -> NDArray[np.bool_]:
+    guide, guide_grid = read_labels(path)
+    check_same_grid(path, guide_grid, image_path, grid)
+    if not guide.any():
+        raise InputError(f"{path} is empty, so there is nothing to crop to; add the contour or remove the file.")
+    return np.asarray(guide > 0)
 
 
 def _read_label_map(path: Path, image_path: Path, grid: Grid, source: Source) -> tuple[NDArray[np.uint16], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ class CaseRecord:
     Args:
         identifier: Name of the case in the dataset.
         patient: Cases of one patient share a fold.
-        test: Written to imagesTs, without labels.
+        test: Written to imagesTs: it has no labels, or was set aside (its labels are in labelsTs then).
         shape: Voxels along (Z, Y, X) as written.
         spacing_mm: Voxel size along (Z, Y, X).
         orientation: Axis codes of the source files.
@@ -30,6 +30,8 @@ class CaseRecord:
         doubts: What a person should look at, such as swapped sides.
         voxel_hash: Hash of the first channel, the same for the same scan stored in another orientation.
         stamp: Hash of the source files' sizes and times; a changed file is converted again.
+        crop: Box that was kept, as ``start``, ``stop`` and the shape it was cut ``of``, in voxels (Z, Y, X) of the
+            volume in LPS; empty where nothing was cropped.
     """
 
     identifier: str
@@ -45,6 +47,7 @@ class CaseRecord:
     doubts: tuple[str, ...]
     voxel_hash: str
     stamp: str
+    crop: dict[str, list[int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain content for a JSON file."""
@@ -63,7 +66,7 @@ def record_of(case: Case, loaded: LoadedCase, source: Source) -> CaseRecord:
     return CaseRecord(
         identifier=case.identifier,
         patient=case.patient or case.identifier,
-        test=loaded.labels is None,
+        test=loaded.labels is None or case.identifier in source.held_out,
         shape=loaded.grid.shape,
         spacing_mm=tuple(round(s, 6) for s in loaded.grid.spacing_mm),
         orientation=loaded.orientation,
@@ -73,13 +76,14 @@ def record_of(case: Case, loaded: LoadedCase, source: Source) -> CaseRecord:
         notes=loaded.notes,
         doubts=tuple(_side_doubts(centroids)),
         voxel_hash=_voxel_hash(loaded),
-        stamp=stamp_of(case),
+        stamp=stamp_of(case, source),
+        crop=loaded.crop,
     )
 
 
-def stamp_of(case: Case) -> str:
-    """Hash of names, sizes and modification times of the case's source files."""
-    parts = [case.identifier, case.fault]
+def stamp_of(case: Case, source: Source) -> str:
+    """Hash of names, sizes and modification times of the case's source files, and of its part (training or test)."""
+    parts = [case.identifier, case.fault, *(("test",) if case.identifier in source.held_out else ())]
     for path in case.files:
         status = path.stat()
         parts.append(f"{path.name}:{status.st_size}:{status.st_mtime_ns}")

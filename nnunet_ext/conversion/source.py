@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from nnunet_ext.errors import InputError
 
 ENDINGS = (".nii.gz", ".nii")
+
+Stored = Literal["hu", "plus1024", "auto"]
+"""How a file stores the values of a CT."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class NiftiCase:
             read.
         organs: Organ name to its own 0/1 file, instead of a label map; an organ without a file was not
             contoured.
+        guide: A 0/1 file that says where to crop; never written.
     """
 
     identifier: str
@@ -63,11 +67,18 @@ class NiftiCase:
     patient: str = ""
     fault: str = ""
     organs: Mapping[str, Path] = field(default_factory=dict)
+    guide: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that belong to the case."""
-        return (*self.images, *((self.label,) if self.label else ()), *self.organs.values())
+        single = (path for path in (self.label, self.guide) if path)
+        return (*self.images, *single, *self.organs.values())
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether somebody contoured it."""
+        return bool(self.label or self.organs)
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,63 @@ class SparseCase:
         """All files that belong to the case."""
         return (self.image, self.spacing, *self.structures.values(), *self.others)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether somebody contoured it; always."""
+        return True
 
-Case = NiftiCase | SparseCase
+
+@dataclass(frozen=True)
+class Hdf5Case:
+    """A case in one HDF5 file: an image and a label map as its data sets (see ``conversion.hdf5``).
+
+    Args:
+        identifier: Name of the case in the dataset.
+        file: The HDF5 file.
+        image_key: Name of the image's data set, such as ``image`` or ``scan/ct``.
+        label_key: Name of the label map's; None makes it a test case (imagesTs).
+        axes: Where the three array axes grow to, such as ``SPL``.
+        spacing_mm: Voxel size along the array axes; None reads it from the image's attributes.
+        patient: Cases of one patient share a fold; empty means one patient per case.
+        fault: As for NiftiCase.
+    """
+
+    identifier: str
+    file: Path
+    image_key: str
+    label_key: str | None
+    axes: str = "SPL"
+    spacing_mm: tuple[float, float, float] | None = None
+    patient: str = ""
+    fault: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.file,)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether somebody contoured it."""
+        return self.label_key is not None
+
+
+Case = NiftiCase | SparseCase | Hdf5Case
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What part of a scan is kept (see ``conversion.extent``).
+
+    Args:
+        to: ``body`` (found in the CT) or ``guide`` (the mask of every case).
+        margin_mm: Kept around it.
+        name: What messages and dataset.json call it, such as ``liver``.
+    """
+
+    to: Literal["body", "guide"]
+    margin_mm: float
+    name: str = "body"
 
 
 @dataclass(frozen=True)
@@ -110,11 +176,18 @@ class Treatment:
         register: Move every further channel rigidly onto the first.
         min_overlap: Least Dice of the head in the first channel (a CT) and in each further one; 0 checks
             nothing.
+        stored: How the files store a CT: ``hu``, ``plus1024`` (HU + 1024, without the intercept), or ``auto``, which
+            decides for every case.
+        crop: Part of the scan that is kept; None keeps all.
+        slices: Every case is resampled to this number of axial slices; 0 keeps them.
     """
 
     steps: Mapping[str, Sequence[str]] = field(default_factory=dict)
     register: bool = False
     min_overlap: float = 0.0
+    stored: Stored = "hu"
+    crop: Crop | None = None
+    slices: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +211,10 @@ class Source:
         notes: What the report should say about the whole folder.
         treatment: Preprocessing and registration; the default changes no voxel.
         facts: Further entries of dataset.json's block ``nnunet_ext``, such as ``contains``.
+        reading: Options that change how files are read, so that a conversion with others is not continued.
+        folds: Folds of the cross-validation, unless the user wants another number.
+        test_share: Share of the patients with labels that is set aside as test cases, 0 to 1.
+        held_out: The cases set aside; ``convert`` fills them in.
     """
 
     name: str
@@ -154,6 +231,10 @@ class Source:
     notes: Sequence[str] = field(default_factory=tuple)
     treatment: Treatment = field(default_factory=Treatment)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, str] = field(default_factory=dict)
+    folds: int = 5
+    test_share: float = 0.0
+    held_out: frozenset[str] = frozenset()
 
     @property
     def values(self) -> Mapping[int, int]:
@@ -180,6 +261,26 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
     """Cases sorted by identifier, numbers as numbers."""
     return tuple(sorted(cases, key=lambda case: natural_key(case.identifier)))
+
+
+AnyCase = TypeVar("AnyCase", NiftiCase, Hdf5Case)
+
+
+def with_patient(case: AnyCase, pattern: str | None) -> AnyCase:
+    """The case with the patient that a regular expression finds in its name; unchanged without one.
+
+    Raises:
+        InputError: the expression is none, or finds nothing.
+    """
+    if pattern is None:
+        return case
+    try:
+        found = re.search(pattern, case.identifier)
+    except re.error as error:
+        raise InputError(f"--patient {pattern!r} is no regular expression ({error}).") from error
+    if not found:
+        raise InputError(f"--patient {pattern!r} finds nothing in the name of case {case.identifier}.")
+    return replace(case, patient=found.group())
 
 
 def number_from(flag: str, text: str, low: float, high: float) -> float:

@@ -11,6 +11,23 @@ from nnunet_ext.conversion.source import natural_key
 Split = dict[str, list[str]]
 
 
+def held_out_cases(patient_of: Mapping[str, str], share: float, seed: int) -> frozenset[str]:
+    """The cases of a share of the patients, to be tested on and never trained on.
+
+    Drawn as the folds are, by a seeded hash of the patients' names, and independent of them. The number of patients
+    is rounded; at least two are left for training.
+
+    Args:
+        patient_of: Case to patient; all cases of a patient are set aside together.
+        share: Part of the patients, 0 to 1.
+        seed: Another seed draws others.
+    """
+    patients = set(patient_of.values())
+    count = min(round(share * len(patients)), max(len(patients) - 2, 0))
+    drawn = set(sorted(patients, key=lambda patient: _rank(f"{seed}:test:{patient}"))[:count])
+    return frozenset(case for case, patient in patient_of.items() if patient in drawn)
+
+
 def patient_splits(patient_of: Mapping[str, str], folds: int, seed: int) -> list[Split]:
     """Cross-validation folds in the form of nnU-Net's ``splits_final.json``.
 
@@ -36,9 +53,13 @@ def patient_splits(patient_of: Mapping[str, str], folds: int, seed: int) -> list
         cases_of[patient].append(case)
     if len(cases_of) < 2:
         return []
-    dealt = sorted(cases_of, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    dealt = sorted(cases_of, key=lambda patient: _rank(f"{seed}:{patient}"))
     count = min(folds, len(dealt))
     return [_split(cases_of, set(dealt[fold::count])) for fold in range(count)]
+
+
+def _rank(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _split(cases_of: Mapping[str, list[str]], held_out: set[str]) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ def treatment_as_json(treatment: Treatment) -> dict[str, Any]:
         "steps": {channel: list(steps) for channel, steps in treatment.steps.items() if steps},
         "register": treatment.register,
         "min_overlap": treatment.min_overlap,
+        "stored": treatment.stored,
+        "crop": {} if treatment.crop is None else asdict(treatment.crop),
+        "slices": treatment.slices,
     }
 
 
@@ -50,6 +53,21 @@ def move_onto(fixed: Image, fixed_grid: Grid, image: Image, grid: Grid, name: st
         f"registered rigidly, overlap of the heads {found.overlap_before:.3f} before, {found.overlap_after:.3f} after"
     )
     return found.image, fixed_grid, [note]
+
+
+def facts_of(treatment: Treatment) -> dict[str, Any]:
+    """What dataset.json says about the treatment, as far as there was one."""
+    facts: dict[str, Any] = {}
+    steps = treatment_as_json(treatment)["steps"]
+    if steps:
+        facts["preprocessing"] = steps
+    if treatment.stored != "hu":
+        facts["values"] = {"stored": treatment.stored, "written": "hu"}
+    if treatment.slices:
+        facts["fixed_slices"] = treatment.slices
+    if treatment.crop:
+        facts["crop"] = {"to": treatment.crop.name, "margin_mm": treatment.crop.margin_mm}
+    return facts
 
 
 def treat_case(loaded: LoadedCase, case: Case, source: Source, say: Say) -> LoadedCase:

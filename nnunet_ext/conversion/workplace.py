@@ -90,7 +90,8 @@ class Workplace:
         for part in ("imagesTr", "imagesTs"):
             for path in (self.folder / part).glob(f"{_escaped(identifier)}_[0-9][0-9][0-9][0-9].nii.gz"):
                 path.unlink()
-        (self.folder / "labelsTr" / f"{identifier}.nii.gz").unlink(missing_ok=True)
+        for part in ("labelsTr", "labelsTs"):
+            (self.folder / part / f"{identifier}.nii.gz").unlink(missing_ok=True)
 
     def keep_only(self, identifiers: set[str]) -> None:
         """Forget cases of an earlier run that the source no longer has."""

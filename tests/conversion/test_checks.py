@@ -166,3 +166,22 @@ def test_unlisted_labels_become_background_on_request():
     renumbered, dropped = renumber_labels(labels, {0: 0, 1: 1}, "label", unlisted_is_background=True)
     assert renumbered.tolist() == [[[0, 1, 0]]]
     assert len(dropped) == 1
+
+
+def test_a_ct_without_its_intercept_is_told_by_its_tissue_whatever_its_padding(draw, tmp_path):
+    image = draw.phantom()[0]
+    raw = image + 1024
+    raw[0, 0] = -2000
+    read, _, notes = read_checked_image(draw.save(tmp_path / "raw.nii.gz", raw), "CT", "auto")
+    np.testing.assert_array_equal(read[1:], image[1:].astype(np.int16))
+    assert notes[0] == "stored as HU + 1024, 1024 subtracted"
+    read, _, notes = read_checked_image(draw.save(tmp_path / "hu.nii.gz", image), "CT", "auto")
+    assert not notes
+    np.testing.assert_array_equal(read, image.astype(np.int16))
+
+
+def test_hu_is_not_shifted_and_other_channels_are_left_alone(draw, tmp_path):
+    path = draw.save(tmp_path / "hu.nii.gz", draw.phantom()[0])
+    with pytest.raises(InputError, match=r"not stored as HU \+ 1024"):
+        read_checked_image(path, "CT", "plus1024")
+    assert not read_checked_image(path, "MR", "plus1024")[2]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ext.conversion.folders import other_files, paired_cases
+from nnunet_ext.conversion.folders import is_dicom, other_files, paired_cases, target_cases
 from nnunet_ext.conversion.source import in_order, natural_key
 from nnunet_ext.errors import InputError
 
@@ -81,3 +81,22 @@ def test_numbers_sort_as_numbers(tmp_path):
     folder = _touch(tmp_path, *(f"{part}/pt_{i}.nii.gz" for part in ("images", "labels") for i in (10, 2, 1)))
     assert [case.identifier for case in in_order(paired_cases(folder))] == ["pt_1", "pt_2", "pt_10"]
     assert sorted(["2", "a", "10"], key=natural_key) == ["2", "10", "a"]
+
+
+def test_a_target_and_its_guide_are_found_in_pools_and_in_case_folders(tmp_path):
+    pool = _touch(tmp_path / "pool", "images/a.nii.gz", "labels/a.nii.gz", "livers/a.nii.gz", "imagesTs/t.nii.gz")
+    cases = {case.identifier: case for case in target_cases(pool, "GTV", guide="liver")}
+    assert cases["a"].guide == pool / "livers/a.nii.gz"
+    assert cases["a"].guide in cases["a"].files
+    assert cases["t"].guide is None
+    assert not cases["t"].has_labels
+    single = _touch(tmp_path / "single", "p1/image.nii", "p1/GTV.nii.gz", "p1/liver.nii.gz")
+    (case,) = target_cases(single, "GTV", guide="liver")
+    assert (case.identifier, case.guide, case.has_labels) == ("p1", single / "p1/liver.nii.gz", True)
+
+
+def test_dicom_is_known_by_ending_or_mark(tmp_path):
+    (tmp_path / "a").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "b").write_bytes(b"DICM")
+    _touch(tmp_path, "c.DCM")
+    assert [is_dicom(tmp_path / name) for name in ("a", "b", "c.DCM")] == [True, False, True]

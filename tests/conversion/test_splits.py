@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ext.conversion.splits import patient_splits
+from nnunet_ext.conversion.splits import held_out_cases, patient_splits
 
 PATIENTS = {f"case_{i}": f"patient_{i // 2}" for i in range(24)}  # two scans each
 
@@ -48,3 +48,16 @@ def test_one_patient_cannot_be_split(patients):
 def test_one_fold_is_no_cross_validation():
     with pytest.raises(ValueError, match="at least 2 folds, got 1"):
         patient_splits(PATIENTS, folds=1, seed=1)
+
+
+@pytest.mark.parametrize(("patients", "expected"), [(50, 10), (12, 2), (13, 3), (5, 1), (3, 1), (2, 0), (1, 0), (0, 0)])
+def test_a_fifth_of_the_patients_is_held_out_and_two_are_left(patients, expected):
+    assert len(held_out_cases({f"c{i}": f"p{i}" for i in range(patients)}, 0.2, seed=1)) == expected
+
+
+def test_all_scans_of_a_patient_are_held_out_together_and_the_seed_decides():
+    held_out = held_out_cases(PATIENTS, 0.25, seed=1)
+    assert len(held_out) == 6
+    assert len({PATIENTS[case] for case in held_out}) == 3
+    assert held_out == held_out_cases(dict(reversed(PATIENTS.items())), 0.25, seed=1)
+    assert held_out != held_out_cases(PATIENTS, 0.25, seed=2)
