@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from nnunet_ext.errors import InputError
 
@@ -26,7 +26,9 @@ class TrainerSettings(BaseModel):
         initial_lr: Learning rate at the start.
         weight_decay: Of the optimiser.
         optimizer: SGD (momentum 0.99, Nesterov), Adam or AdamW.
-        lr_schedule: "poly" (exponent 0.9, nnU-Net's) or "constant".
+        lr_schedule: "poly" (exponent 0.9, nnU-Net's), "constant", or "plateau" (nnU-Net v1's: a fifth after 30 epochs
+            in which the running average of the training loss gained less than 1e-3; training ends early after 50 such
+            epochs at 1e-6 or less).
         lr_update: When the schedule moves: every "epoch" (nnU-Net's) or every "iteration", which a training of few
             epochs needs to end at a small learning rate.
         batch_size: None keeps the plans' value.
@@ -37,10 +39,14 @@ class TrainerSettings(BaseModel):
         limit_rotation: Limit in-plane rotation to ±15° where it would reach ±90°, which makes the anterior-posterior
             mirror legal again.
         mirror_at_prediction: Average over the legal mirrors at prediction; off is 2 to 8 times faster.
-        loss: "dice_ce" (Dice + cross-entropy, nnU-Net's) or "dice" (soft Dice alone, epsilon 1e-5, mean over organs).
+        loss: "dice_ce" (Dice + cross-entropy, nnU-Net's), "dice" (soft Dice alone, 1 − 2|P∩G| / (|P| + |G|) with plain
+            sums and epsilon 1e-5, mean over organs) or "bce_dice" (the same Dice + binary cross-entropy of every organ
+            against all else; equal to "dice_ce" for one organ and for regions).
+        pass_weights: Of the losses of the passes of a refining network, first pass first; only nnUNetTrainerExtRefine
+            reads it. None is 1, 2, 3 and so on.
         early_stop: Epochs without a new best running Dice (the EMA of the pseudo Dice) after which training ends as if
             that epoch were the last; None trains all epochs.
-        augmentation: "full" (nnU-Net's) or "flips_noise" (mirrors and Gaussian noise alone).
+        augmentation: "full" (nnU-Net's), "flips_noise" (mirrors and Gaussian noise alone) or "flips" (mirrors alone).
         mirror: Axes that trainers which know left from right may mirror. "legal": never across left-right. "auto":
             across as well where the dataset has one organ and that organ has no side (OpticChiasm), because a binary
             network cannot confuse what it does not tell apart. "all": across as well for any dataset without a
@@ -56,7 +62,7 @@ class TrainerSettings(BaseModel):
     initial_lr: float = Field(1e-2, gt=0)
     weight_decay: float = Field(3e-5, ge=0)
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
-    lr_schedule: Literal["poly", "constant"] = "poly"
+    lr_schedule: Literal["poly", "constant", "plateau"] = "poly"
     lr_update: Literal["epoch", "iteration"] = "epoch"
     batch_size: int | None = Field(None, gt=0)
     oversample_foreground_percent: float = Field(0.33, ge=0, le=1)
@@ -65,9 +71,10 @@ class TrainerSettings(BaseModel):
     seed: int = Field(12345, ge=0, lt=2**31)
     limit_rotation: bool = False
     mirror_at_prediction: bool = True
-    loss: Literal["dice_ce", "dice"] = "dice_ce"
+    loss: Literal["dice_ce", "dice", "bce_dice"] = "dice_ce"
+    pass_weights: list[NonNegativeFloat] | None = Field(None, min_length=1)
     early_stop: int | None = Field(None, gt=0)
-    augmentation: Literal["full", "flips_noise"] = "full"
+    augmentation: Literal["full", "flips_noise", "flips"] = "full"
     mirror: Literal["legal", "auto", "all"] = "legal"
     cpu_threads: int | None = Field(None, gt=0)
 

@@ -25,6 +25,8 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
 from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
+from nnunet_ext.training.losses import ExclusiveBCELoss
+from nnunet_ext.training.plateau import PlateauScheduler, plateau_after
 
 RANK_STRIDE = 100_003
 """Distance between the seeds of two ranks; more than any number of epochs."""
@@ -120,6 +122,18 @@ class nnUNetTrainerExt(nnUNetTrainer):
                 f"Stopping early after epoch {self.current_epoch - 1}: no new best for {waited} epochs."
             )
             raise EarlyStop
+        if self.settings.lr_schedule == "plateau":
+            plateau = plateau_after(self.training_losses(), self.initial_lr)
+            if plateau.is_over:
+                self.print_to_log_file(
+                    f"Stopping after epoch {self.current_epoch - 1}: no lower training loss for {plateau.waited} "
+                    f"epochs, and the learning rate is down to {plateau.rate:.1e}."
+                )
+                raise EarlyStop
+
+    def training_losses(self) -> list[float]:
+        """Mean training loss of every epoch so far."""
+        return list(self.logger.get_value("train_losses", None)[: self.current_epoch])
 
     # --- which cases -------------------------------------------------------------------------------------------------
 
@@ -142,10 +156,13 @@ class nnUNetTrainerExt(nnUNetTrainer):
     # --- loss --------------------------------------------------------------------------------------------------------
 
     def _build_loss(self) -> torch.nn.Module:
-        """Stock's loss; for "dice" with a weight of zero on its cross-entropy, so regions and ignore label stay."""
+        """Stock's loss with another cross-entropy, or none, so that regions, ignore label and its wrapper stay."""
         loss = super()._build_loss()
+        inner = getattr(loss, "loss", loss)
         if self.settings.loss == "dice":
-            getattr(loss, "loss", loss).weight_ce = 0
+            inner.weight_ce = 0
+        elif self.settings.loss == "bce_dice" and not self.label_manager.has_regions:  # regions have theirs
+            inner.ce = ExclusiveBCELoss(self.label_manager.ignore_label)
         return loss
 
     # --- optimiser ---------------------------------------------------------------------------------------------------
@@ -161,6 +178,8 @@ class nnUNetTrainerExt(nnUNetTrainer):
         else:
             kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[s.optimizer]
             optimizer = kind(parameters, lr=s.initial_lr, weight_decay=s.weight_decay)
+        if s.lr_schedule == "plateau":
+            return optimizer, PlateauScheduler(optimizer, s.initial_lr, self.training_losses)
         exponent = {"poly": 0.9, "constant": 0.0}[s.lr_schedule]
         return optimizer, PolyLRScheduler(optimizer, s.initial_lr, s.num_epochs, exponent)
 
@@ -187,8 +206,8 @@ class nnUNetTrainerExt(nnUNetTrainer):
                 inner.benchmark = False  # it would pick convolution or FFT by timing: other bits at every run
         where = next(i for i, t in enumerate(composed.transforms) if isinstance(t, RemoveLabelTansform))
         before = composed.transforms[:where]
-        if self.settings.augmentation == "flips_noise":
-            before = flips_and_noise(before)
+        if self.settings.augmentation != "full":
+            before = flips_and_noise(before, noise=self.settings.augmentation == "flips_noise")
         return ComposeTransforms([*before, *self.own_transforms(), *composed.transforms[where:]])
 
     def own_transforms(self) -> list[BasicTransform]:
@@ -196,10 +215,10 @@ class nnUNetTrainerExt(nnUNetTrainer):
         return []
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """As stock; "flips_noise" rotates nothing, and reads no more than the patch."""
+        """As stock; "flips" and "flips_noise" rotate nothing, and read no more than the patch."""
         choice = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.store_prediction_axes(choice[-1])
-        if self.settings.augmentation == "flips_noise":
+        if self.settings.augmentation != "full":
             return (0.0, 0.0), False, list(self.configuration_manager.patch_size), choice[-1]
         return choice
 
@@ -311,15 +330,18 @@ def epochs_without_best(history: Sequence[float]) -> int:
     return len(history) - 1 - when
 
 
-def flips_and_noise(transforms: Iterable[BasicTransform]) -> list[BasicTransform]:
-    """Of nnU-Net's augmentation what crops, mirrors, masks and adds Gaussian noise; without rotation and scaling.
+def flips_and_noise(transforms: Iterable[BasicTransform], *, noise: bool) -> list[BasicTransform]:
+    """Of nnU-Net's augmentation what crops, mirrors and masks; without rotation and scaling.
 
     Args:
         transforms: nnU-Net's list up to the removal of the padding label; every random one there is augmentation.
+        noise: Keep the Gaussian noise too.
     """
     kept = []
     for transform in transforms:
-        if isinstance(transform, RandomTransform) and not isinstance(transform.transform, GaussianNoiseTransform):
+        if isinstance(transform, RandomTransform):
+            if noise and isinstance(transform.transform, GaussianNoiseTransform):
+                kept.append(transform)
             continue
         if isinstance(transform, SpatialTransform):  # stays, because it also crops to the patch
             transform.p_rotation = transform.p_scaling = 0.0

@@ -203,6 +203,16 @@ class TestFlipsAndNoise:
         assert list(loader.data_loader.patch_size)[-len(patch) :] == list(patch)  # nothing wider is read
         assert list(next(loader)["data"].shape[2:]) == list(patch)
 
+    def test_flips_alone_leave_the_noise_out_too(self, in_world):
+        trainer = in_world(nnUNetTrainerExtNoMirror, "3d_fullres", nnunet_ext={"augmentation": "flips"})
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        transforms = loader.data_loader.transforms.transforms
+        assert not [t for t in transforms if isinstance(t, RandomTransform)]
+        assert [tuple(t.allowed_axes) for t in transforms if isinstance(t, MirrorTransform)] == [(0, 1)]
+        (spatial,) = (t for t in transforms if isinstance(t, SpatialTransform))
+        assert (spatial.p_rotation, spatial.p_scaling, spatial.p_elastic_deform) == (0, 0, 0)
+
     def test_images_are_flipped_copies_of_what_was_read_where_no_noise_falls(self, in_world):
         trainer = in_world(nnUNetTrainerExtNoMirror, "2d", nnunet_ext={"augmentation": "flips_noise"})
         trainer.initialize()

@@ -104,6 +104,9 @@ def test_an_unknown_key_is_refused_with_the_valid_ones():
         ("deep_supervision", 1),
         ("seed", -1),
         ("cpu_threads", 0),
+        ("lr_schedule", "step"),
+        ("pass_weights", []),
+        ("pass_weights", (1, 2, 3)),
     ],
 )
 def test_a_wrong_type_or_value_is_refused_with_what_came(name, value):
@@ -125,3 +128,9 @@ def test_every_fault_is_named_at_once():
 
 def test_whole_numbers_from_json_are_fine_where_a_fraction_is_meant():
     assert resolve_settings(object, {"initial_lr": 1}, WHERE).initial_lr == 1.0
+
+
+def test_weights_of_passes_are_numbers_from_zero():
+    assert resolve_settings(object, {"pass_weights": [0, 1, 2.5]}, WHERE).pass_weights == [0, 1, 2.5]
+    with pytest.raises(InputError, match=r"pass_weights\.1: .*got -1"):
+        resolve_settings(object, {"pass_weights": [1, -1]}, WHERE)
