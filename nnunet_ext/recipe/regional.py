@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.geometry import Box, Grid
-from nnunet_ext.roi.border import grown, touched_sides
+from nnunet_ext.roi.border import Side, grown, touched_sides
 from nnunet_ext.roi.boxes import crop
 from nnunet_ext.roi.centre import MIN_VOXELS, Centre, body_box, centre_of, find_all
 from nnunet_ext.roi.chain import Chain, Located, chain_of, rung_name
@@ -144,14 +144,18 @@ class RegionalPrediction:
         most = 0 if self.region.source == CENTRE else self.region.grow_at_most
         for growths in range(most + 1):
             labels = self._predict(part, box)
-            sides = touched_sides(crop(labels, box) > 0, box, self.grid.shape)
-            if not sides or growths == most:
+            touched = self._touched(part, crop(labels, box), box)
+            if not touched or growths == most:
                 break
-            box = grown(box, sides, self.grid.spacing_mm)
-        inside = crop(labels, box)
+            sides = {side for found in touched.values() for side in found}
+            box = grown(box, sorted(sides), self.grid.spacing_mm)
+        return Attempt(labels, box, growths, list(touched))
+
+    def _touched(self, part: Part, inside: NDArray[np.uint8], box: Box) -> dict[str, list[Side]]:
+        """Organs that touch a side of their region inside the image, and which sides."""
         numbers = frame_labels(self.region)
-        cut = [o for o in part.organs if touched_sides(inside == numbers[o], box, self.grid.shape)]
-        return Attempt(labels, box, growths, cut)
+        found = {o: touched_sides(inside == numbers[o], box, self.grid.shape) for o in part.organs}
+        return {organ: sides for organ, sides in found.items() if sides}
 
     def _predict(self, part: Part, box: Box) -> NDArray[np.uint8]:
         parts = np.stack([crop(image, box, self.region.padding(name)) for name, image in self.images.items()])

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnunet_ext.geometry import Box
+from nnunet_ext.roi.centre import MIN_VOXELS
 
 GROWTH = 0.25
 """Our choice: a side that is touched moves out by a quarter of the region's edge; at least 10 mm."""
@@ -24,17 +26,31 @@ def inner_sides(box: Box, shape: Sequence[int]) -> list[Side]:
 
 
 def touched_sides(part: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> list[Side]:
-    """Inner sides of a region that a contour touches.
+    """Inner sides of a region that an organ touches: its largest connected part, with 5 voxels or more on the side.
+
+    Specks elsewhere do not count: a network that is unsure leaves them at borders, and a region that grew for them
+    would only gather more.
 
     Args:
-        part: The contour inside the region.
+        part: The organ inside the region.
         box: The region.
         shape: Of the image, (Z, Y, X).
 
     Shape:
         part: box.shape.
     """
-    return [(axis, end) for axis, end in inner_sides(box, shape) if np.take(part, -end, axis=axis).any()]
+    sides = [side for side in inner_sides(box, shape) if _on_side(part, side) >= MIN_VOXELS]
+    if not sides:
+        return []
+    components, count = ndimage.label(part, structure=np.ones((3, 3, 3)))
+    largest = int(np.argmax(np.bincount(components.ravel(), minlength=count + 1)[1:])) + 1
+    main = components == largest
+    return [side for side in sides if _on_side(main, side) >= MIN_VOXELS]
+
+
+def _on_side(part: NDArray[np.bool_], side: Side) -> int:
+    axis, end = side
+    return int(np.count_nonzero(np.take(part, -end, axis=axis)))
 
 
 def grown(box: Box, sides: Sequence[Side], spacing_mm: Sequence[float]) -> Box:

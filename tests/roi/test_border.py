@@ -18,12 +18,23 @@ def contour(*where) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("voxel", "side"),
-    [((0, 5, 5), (0, 0)), ((9, 5, 5), (0, 1)), ((5, 0, 5), (1, 0)), ((5, 9, 5), (1, 1)),
-     ((5, 5, 0), (2, 0)), ((5, 5, 9), (2, 1))],
+    ("slab", "side"),
+    [(np.s_[0:3, 4:6, 4:7], (0, 0)), (np.s_[7:10, 4:6, 4:7], (0, 1)), (np.s_[4:6, 0:3, 4:7], (1, 0)),
+     (np.s_[4:6, 7:10, 4:7], (1, 1)), (np.s_[4:6, 4:7, 0:3], (2, 0)), (np.s_[4:6, 4:7, 7:10], (2, 1))],
 )  # fmt: skip
-def test_every_side_is_seen_by_a_single_voxel_on_it(voxel, side):
-    assert touched_sides(contour(voxel), BOX, SHAPE) == [side]
+def test_every_side_is_seen_by_the_part_of_an_organ_on_it(slab, side):
+    assert touched_sides(contour(slab), BOX, SHAPE) == [side]
+
+
+def test_fewer_than_5_voxels_on_a_side_cut_nothing_off():
+    assert touched_sides(contour(np.s_[0:3, 4:6, 4:6]), BOX, SHAPE) == []
+
+
+def test_specks_at_a_border_do_not_count_only_the_organ_itself_does():
+    organ = contour(np.s_[3:7, 3:7, 3:7])
+    speck = contour(np.s_[0:1, 0:2, 0:4])
+    assert touched_sides(organ | speck, BOX, SHAPE) == []
+    assert touched_sides(speck, BOX, SHAPE) == [(0, 0)]
 
 
 def test_a_contour_one_voxel_inside_touches_nothing():
