@@ -165,24 +165,37 @@ class RegionalPrediction:
     # --- what the region could not give ------------------------------------------------------------------------------
 
     def _repair(self, part: Part, attempt: Attempt, chain: Chain) -> dict[str, str]:
-        """Take organs that are cut off or missing from a whole-image model, and say of each where it comes from."""
-        numbers = frame_labels(self.region)
-        believed = {located.rung for located in chain.rungs}
+        """Take organs that are cut off or missing from a whole-image model, and say of each where it comes from.
+
+        Of several such models the one counts that agrees best with the contour inside the region: a localiser that lost
+        half of an organ must not win over one that has it whole.
+        """
         origin = dict.fromkeys(part.organs, IN_REGION)
         for organ in part.organs:
-            there = np.count_nonzero(attempt.labels == numbers[organ]) >= MIN_VOXELS
+            number = frame_labels(self.region)[organ]
+            mine = attempt.labels == number
+            there = np.count_nonzero(mine) >= MIN_VOXELS
             if there and organ not in attempt.cut:
                 continue
-            for i, seen in enumerate(self.locators):
-                mask = np.isin(seen.labels, _numbers(seen, [organ]))
-                if seen.whole_image and rung_name(i, seen.name) in believed and mask.sum() >= MIN_VOXELS:
-                    attempt.labels[attempt.labels == numbers[organ]] = 0
-                    attempt.labels[mask & (attempt.labels == 0)] = numbers[organ]
-                    origin[organ] = seen.name
-                    break
+            others = self._whole_image(organ, chain)
+            if others:
+                best = _closest(others, mine, attempt.box) if there else next(iter(others))
+                attempt.labels[mine] = 0
+                attempt.labels[others[best] & (attempt.labels == 0)] = number
+                origin[organ] = best
             else:
                 origin[organ] = IN_REGION if there else "missing"
         return origin
+
+    def _whole_image(self, organ: str, chain: Chain) -> dict[str, NDArray[np.bool_]]:
+        """An organ as the whole-image models see it whose centre was believed, in the order to ask."""
+        believed = {located.rung for located in chain.rungs}
+        masks = {
+            seen.name: np.isin(seen.labels, _numbers(seen, [organ]))
+            for i, seen in enumerate(self.locators)
+            if seen.whole_image and rung_name(i, seen.name) in believed
+        }
+        return {name: mask for name, mask in masks.items() if np.count_nonzero(mask) >= MIN_VOXELS}
 
 
 def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
@@ -202,6 +215,17 @@ def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
     if report["grown"]:
         lines.append(f"region of {name}: enlarged {report['grown']} times, a contour touched its border")
     return lines
+
+
+def _closest(masks: Mapping[str, NDArray[np.bool_]], contour: NDArray[np.bool_], box: Box) -> str:
+    """The mask with the highest Dice with a contour, inside a box; the first of equal ones."""
+    inside = crop(contour, box)
+
+    def dice(name: str) -> float:
+        mask = crop(masks[name], box)
+        return 2.0 * np.count_nonzero(mask & inside) / (np.count_nonzero(mask) + np.count_nonzero(inside))
+
+    return max(masks, key=dice)
 
 
 def _numbers(seen: Seen, organs: Sequence[str] | Mapping[str, int]) -> list[int]:

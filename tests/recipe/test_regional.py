@@ -137,6 +137,17 @@ def test_an_organ_that_stays_cut_off_comes_from_the_whole_image_model():
     assert "its contour is that of the whole-image model 2d" in region_warnings("small", report["both"])[0]
 
 
+def test_of_two_whole_image_models_the_one_that_agrees_with_the_region_counts():
+    half = long_organ()
+    half[:, 30:] = 0
+    wanted = region(grow_at_most=1, fallback=["3d"], plausible_mm=100.0)
+    seen = found(half), found(long_organ(), name="3d")
+    labels, report = predict(wanted, *seen, image=long_organ().astype(np.float32))
+    np.testing.assert_array_equal(labels, long_organ())
+    assert report["both"]["rung"] == "located"
+    assert report["both"]["organs"] == {"Pituitary": "3d"}
+
+
 def test_without_a_whole_image_model_the_cut_contour_is_kept_and_said_to_be_cut():
     seen = found(long_organ(), whole_image=False)
     labels, report = predict(region(grow_at_most=1), seen, image=long_organ().astype(np.float32))
