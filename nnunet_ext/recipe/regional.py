@@ -21,6 +21,8 @@ from nnunet_ext.roi.sides import Part, frame_labels, parts_of
 
 Labels = NDArray[np.integer]
 IN_REGION = "region"
+APART_MM = 30.0
+"""Our choice: two models that see an organ this far apart cannot both be right; a reader is told."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class RegionalPrediction:
             "grown": attempt.growths,
             "touches_border": bool(attempt.cut),
             "organs": organs,
+            "models_apart_mm": round(chain.apart_mm(self.grid.spacing_mm), 1),
         }
         return attempt.labels
 
@@ -212,6 +215,8 @@ def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
             lines.append(f"region of {name}: {organ} {what}; its contour is that of the whole-image model {origin}")
         elif report["touches_border"]:
             lines.append(f"region of {name}: {organ} touches its border and may be cut off")
+    if report["models_apart_mm"] > APART_MM:
+        lines.append(f"region of {name}: models see it {report['models_apart_mm']:.0f} mm apart")
     if report["grown"]:
         lines.append(f"region of {name}: enlarged {report['grown']} times, a contour touched its border")
     return lines

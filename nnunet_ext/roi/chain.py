@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from nnunet_ext.roi.centre import Centre, Found
 from nnunet_ext.roi.prior import SLACK, Prior, distance_mm
@@ -40,6 +41,11 @@ class Chain:
 
     rungs: Sequence[Located]
     refused: dict[str, str] = field(default_factory=dict)
+
+    def apart_mm(self, spacing_mm: Sequence[float]) -> float:
+        """Largest distance between the places where believed models see the organ; 0 with fewer than two of them."""
+        places = [located.centre for located in self.rungs if located.found is not None]
+        return max((distance_mm(a, b, spacing_mm) for a, b in combinations(places, 2)), default=0.0)
 
 
 def rung_name(position: int, model: str) -> str:

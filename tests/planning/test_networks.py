@@ -323,7 +323,12 @@ trainer.perform_actual_validation()
 """
 
 
-@pytest.fixture(scope="module", params=list(CLASSES))
+IN_EVERY_RUN = ("context", "refine:se-res")
+"""Our two ways to build a network; the stock commands on all the others run at night."""
+STOCK = [n if n in IN_EVERY_RUN else pytest.param(n, marks=pytest.mark.nightly) for n in CLASSES]
+
+
+@pytest.fixture(scope="module", params=STOCK)
 def prepared(request: pytest.FixtureRequest, world: SimpleNamespace) -> str:
     """Name of plans with one of our networks; the data are preprocessed."""
     world.run("-c", PREPARE, request.param, json.dumps({**world.settings, "num_epochs": 1}))

@@ -355,6 +355,7 @@ def test_the_report_of_a_case_says_who_owned_what_where_it_looked_and_what_it_is
             "grown": 0,
             "touches_border": False,
             "organs": {"Brainstem": "region"},
+            "models_apart_mm": 0.0,
         }
     }
     assert [(s["left"], s["right"], s["plausible"]) for s in report["laterality"]] == [(2, 3, True)]

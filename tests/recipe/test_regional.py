@@ -65,7 +65,7 @@ def test_a_well_located_region_gives_the_organ_bit_by_bit():
     np.testing.assert_array_equal(labels, truth())
     assert report == {
         "both": {"rung": "located", "start": [11, 20, 23], "stop": [19, 40, 45], "refused": {}, "grown": 0,
-                 "touches_border": False, "organs": {"Pituitary": "region"}}
+                 "touches_border": False, "organs": {"Pituitary": "region"}, "models_apart_mm": 0.0}
     }  # fmt: skip
     assert region_warnings("small", report["both"]) == []
 
@@ -117,6 +117,13 @@ def test_half_an_organ_outside_makes_the_region_grow_until_it_is_whole(off):
     assert report["both"]["grown"] in (1, 2)
     assert not report["both"]["touches_border"]
     assert any("enlarged" in line for line in region_warnings("small", report["both"]))
+
+
+def test_two_believed_models_that_disagree_about_the_place_are_reported():
+    wanted = region(fallback=["3d"], plausible_mm=100.0)
+    _, report = predict(wanted, found(truth()), found(shifted(x=28, y=25), name="3d"))
+    assert report["both"]["models_apart_mm"] == pytest.approx(np.hypot(28, 25), abs=0.1)
+    assert "region of small: models see it 38 mm apart" in region_warnings("small", report["both"])
 
 
 # --- what growing cannot repair --------------------------------------------------------------------------------------
