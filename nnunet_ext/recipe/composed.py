@@ -105,11 +105,16 @@ class Composed:
             images: (C, Z, Y, X) in any orientation that ``grid`` declares.
             returns: (Z, Y, X) label map on the same grid in the recipe's numbers, and the report.
         """
-        turned = [to_lps(channel, grid) for channel in images]
-        lps, lps_grid = np.stack([channel for channel, _ in turned]).astype(np.float32), turned[0][1]
+        lps_grid = to_lps(images[0], grid)[1]
+        named = {
+            name: to_lps(image, grid)[0].astype(np.float32, copy=False)
+            for name, image in zip(self.channels, images, strict=True)
+        }
         meter = Meter()
-        with meter.stage("preprocessing"):
-            named, notes = apply_steps(dict(zip(self.channels, lps, strict=True)), lps_grid, self.steps)
+        notes: list[str] = []
+        if self.steps:
+            with meter.stage("preprocessing"):
+                named, notes = apply_steps(named, lps_grid, self.steps)
         whole = [model for name, model in self.models.items() if self.recipe.models[name].region is None]
         shared = PreprocessedCache(model.preprocessing(lps_grid.spacing_mm) for model in whole)
         run = _Run(self, named, lps_grid, shared)
@@ -156,7 +161,8 @@ class _Run:
         return {c: self.images[c] for c in self.composed.models[name].channels or self.composed.channels}
 
     def _whole(self, name: str) -> Labels:
-        images = np.stack(list(self._channels(name).values()))
+        channels = list(self._channels(name).values())
+        images = np.stack(channels) if len(channels) > 1 else channels[0][None]  # one channel needs no copy
         return self.composed.models[name].predict(images, self.grid.spacing_mm, self.shared)
 
     def _region(self, name: str, region: Region) -> Labels:

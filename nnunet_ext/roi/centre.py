@@ -43,8 +43,9 @@ def find_all(
 ) -> list[Found]:
     """Places where some organs may be in a label map, the most likely one first.
 
-    The first is the largest connected component with every other one whose centroid lies within 40 mm of its; specks
-    far away do not pull the centre. The next is the largest of the components left over, and so on.
+    The first is the largest connected component with every other one whose centroid lies within 40 mm of its; what lies
+    farther does not pull the centre. The next is the largest of the components left over, and so on. Components of fewer
+    than 5 voxels count nowhere.
 
     Args:
         labels: (Z, Y, X) label map.
@@ -61,8 +62,12 @@ def find_all(
         return []
     components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    centroids = np.array(ndimage.center_of_mass(mask, components, np.arange(1, count + 1))).reshape(-1, 3)
-    boxes = ndimage.find_objects(components)
+    large = np.flatnonzero(sizes >= MIN_VOXELS)  # specks take time and are no organ
+    if not len(large):
+        return []
+    centroids = np.array(ndimage.center_of_mass(mask, components, large + 1)).reshape(-1, 3)
+    found = ndimage.find_objects(components)
+    boxes, sizes = [found[number] for number in large], sizes[large]
     corner = [side.start for side in box]
     left = sizes.copy()
     places: list[Found] = []

@@ -360,7 +360,7 @@ def test_the_report_of_a_case_says_who_owned_what_where_it_looked_and_what_it_is
     }
     assert [(s["left"], s["right"], s["plausible"]) for s in report["laterality"]] == [(2, 3, True)]
     assert report["volumes_ml"] == {"Brainstem": 0.144, "Parotid_L": 0.216, "Parotid_R": 0.162}
-    assert set(report["stages"]) == {"preprocessing", "2d", "3d", "small", "fusion"}
+    assert set(report["stages"]) == {"2d", "3d", "small", "fusion"}  # nothing to preprocess: no stage
     assert all(stage["seconds"] >= 0 for stage in report["stages"].values())
     assert {len(report["models"]), len(report["inputs"][0]), len(report["output_sha256"])} == {64}
     assert (report["repairs"], report["warnings"], report["missing_organs"]) == ([], [], [])
