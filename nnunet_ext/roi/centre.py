@@ -44,8 +44,8 @@ def find_all(
     """Places where some organs may be in a label map, the most likely one first.
 
     The first is the largest connected component with every other one whose centroid lies within 40 mm of its; what lies
-    farther does not pull the centre. The next is the largest of the components left over, and so on. Components of fewer
-    than 5 voxels count nowhere.
+    farther does not pull the centre. The next is the largest of the components left over, and so on. Components of
+    fewer than 5 voxels count nowhere.
 
     Args:
         labels: (Z, Y, X) label map.
