@@ -81,6 +81,7 @@ def write_everything(folder: Path, scale: float) -> None:
     for model in models(scale).values():
         write_model(folder / "results" / model.folder, model)
     region = {"organs": list(SMALL), "from": "2d", "fallback": ["3d"], "size_vox": size_vox(scale)}
+    region["grow_at_most"] = 0  # random weights fill every region to its border, where a trained network leaves it free
     specs: dict[str, Any] = {
         name: {"dataset": int(m.dataset[7:10]), "configuration": m.configuration, "trainer": TRAINER, "plans": PLANS}
         for name, m in models(scale).items()
