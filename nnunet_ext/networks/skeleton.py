@@ -129,8 +129,8 @@ class UNetPlan:
             channels: Of the feature map.
             keep_input: The input is used again, so nothing may be changed in place.
         """
-        assert self.norm_op is not None
-        assert self.nonlin is not None
+        if self.norm_op is None or self.nonlin is None:
+            raise ValueError("norm_op and nonlin are missing; name them, or give the network's own with default().")
         arguments = dict(self.nonlin_kwargs or {})
         if keep_input and self.nonlin_first and "inplace" in arguments:
             arguments["inplace"] = False

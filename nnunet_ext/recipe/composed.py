@@ -24,7 +24,7 @@ from nnunet_ext.recipe.inference import PreprocessedCache
 from nnunet_ext.recipe.meter import Meter
 from nnunet_ext.recipe.models import LoadedModel, load_model
 from nnunet_ext.recipe.places import Places
-from nnunet_ext.recipe.regional import RegionalPrediction, Seen, region_warnings
+from nnunet_ext.recipe.region_prediction import LocatorMap, RegionalPrediction, region_warnings
 from nnunet_ext.recipe.schema import Recipe, locators_of
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.region import Region
@@ -180,10 +180,10 @@ class _Run:
         self.regions |= {name if part == WHOLE else f"{name} {part}": e for part, e in prediction.report.items()}
         return labels
 
-    def _seen(self, name: str) -> Seen:
+    def _seen(self, name: str) -> LocatorMap:
         region = self.composed.recipe.models[name].region
         numbers = self.composed.models[name].labels if region is None else frame_labels(region)
-        return Seen(name, self.maps[name], numbers, whole_image=region is None)
+        return LocatorMap(name, self.maps[name], numbers, whole_image=region is None)
 
     def warnings(self, sides: Iterable[Any]) -> list[str]:
         """What a reader of the contours must know."""

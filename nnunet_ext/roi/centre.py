@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def find_all(
 def _place(centre: Sequence[float], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
     z0, y0, x0 = (min(part[axis].start for part in boxes) + corner[axis] for axis in range(3))
     z1, y1, x1 = (max(part[axis].stop for part in boxes) + corner[axis] for axis in range(3))
-    return Found(_triple(centre), (z0, y0, x0), (z1, y1, x1))
+    return Found(triple(centre), (z0, y0, x0), (z1, y1, x1))
 
 
 def find(
@@ -110,11 +111,11 @@ def body_box(image: NDArray[np.floating]) -> tuple[Centre, Centre]:
     step = np.array([max(1, n // BODY_VOXELS) for n in image.shape])
     components, count = ndimage.label(image[:: step[0], :: step[1], :: step[2]] > BODY_HU)
     if count == 0:
-        return (0.0, 0.0, 0.0), _triple(image.shape)
+        return (0.0, 0.0, 0.0), triple(image.shape)
     largest = int(np.argmax(np.bincount(components.ravel())[1:])) + 1
     slices = ndimage.find_objects(components, max_label=largest)[largest - 1]
     low = np.array([s.start for s in slices]) * step
-    return _triple(low), _triple(np.minimum(np.array([s.stop for s in slices]) * step, image.shape))
+    return triple(low), triple(np.minimum(np.array([s.stop for s in slices]) * step, image.shape))
 
 
 def _mask(labels: NDArray[np.integer], wanted: Sequence[int]) -> NDArray[np.bool_]:
@@ -130,6 +131,7 @@ def _extent(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(slice(int(e[0]), int(e[-1]) + 1) if len(e) else slice(0, 0) for e in ends)
 
 
-def _triple(values: Sequence[float]) -> Centre:
+def triple(values: Any) -> Centre:
+    """Three numbers along (Z, Y, X) as plain floats, from any array or list."""
     z, y, x = (float(v) for v in values)
     return z, y, x

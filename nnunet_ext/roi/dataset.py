@@ -31,6 +31,16 @@ SIDECAR = "regions.json"
 Splits = Sequence[Mapping[str, Sequence[str]]]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """One case in the canonical frame: its truth, and the channels to keep by name."""
+
+    name: str
+    truth: NDArray[np.uint16]
+    grid: Grid
+    images: Mapping[str, NDArray[np.float32]]
+
+
 @dataclass
 class _Source:
     """The dataset that regions are cut from.
@@ -46,6 +56,11 @@ class _Source:
     channels: Mapping[int, str]
     labels: Mapping[str, int]
     cases: Sequence[str] = field(default_factory=list)
+
+    def read(self, case: str) -> _Case:
+        """Everything that is cut from a case."""
+        truth, grid = self.truth(case)
+        return _Case(case, truth, grid, {name: self.channel(case, n) for n, name in self.channels.items()})
 
     def truth(self, case: str) -> tuple[NDArray[np.uint16], Grid]:
         """Label map in the canonical frame, and its Grid."""
@@ -104,9 +119,10 @@ def derive_dataset(
     entries: dict[str, dict[str, Any]] = {}
     for case in progress(data.cases):
         known = [surveys[name] for name in _trained_beside(case, splits) if name in surveys]
+        content = data.read(case)
         for part in parts:
             own = (learn(known, part, region) if known else None) or learned.get(part.name)
-            _cut(data, target, case, part, region, surveys.get(case), own, entries)
+            _cut(data, content, target, part, region, surveys.get(case), own, entries)
     sidecar = {
         "source_dataset": source.name,
         "region": region.model_dump(by_alias=True),
@@ -178,8 +194,8 @@ def _chain(part: Part, region: Region, survey: Survey, learned: Learned) -> Chai
 
 def _cut(
     data: _Source,
+    content: _Case,
     target: Path,
-    case: str,
     part: Part,
     region: Region,
     survey: Survey | None,
@@ -187,8 +203,7 @@ def _cut(
     entries: dict[str, dict[str, Any]],
 ) -> None:
     """Write the region of one part of a case, and its jittered copies."""
-    truth, grid = data.truth(case)
-    images = [(name, data.channel(case, number)) for number, name in data.channels.items()]
+    case, truth, grid = content.name, content.truth, content.grid
     if survey is None or learned is None:
         chain = Chain([Located(Region.middle(grid), CENTRE)])
     else:
@@ -197,7 +212,7 @@ def _cut(
     unshifted = region.box(grid, best, learned)
     for name, shift in _shifts(f"{case}{part.suffix}", region):
         box = unshifted.shifted(shift)
-        for new, (channel, image) in enumerate(images):
+        for new, (channel, image) in enumerate(content.images.items()):
             cut = part.seen(crop(image, box, region.padding(channel)))
             write_image(target / "imagesTr" / f"{name}_{new:04d}{FILE_ENDING}", cut, grid.cropped(box))
         inside = renumbered(crop(truth, box), {data.labels[o]: number for o, number in part.organs.items()})

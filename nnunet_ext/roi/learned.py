@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.roi.centre import Found
+from nnunet_ext.roi.centre import Found, triple
 from nnunet_ext.roi.prior import Prior
 
 QUANTILE = 0.95
@@ -38,7 +38,7 @@ class Learned:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Learned:
         """From a JSON file."""
-        return cls(Prior.from_dict(content["prior"]), _triple(content["margin_mm"]), _triple(content["usual_mm"]))
+        return cls(Prior.from_dict(content["prior"]), triple(content["margin_mm"]), triple(content["usual_mm"]))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def learned_from(prior: Prior, outlines: Sequence[Outline], margin_mm: Sequence[
         margins = np.asarray(margin_mm)
     extents = [(np.asarray(o.truth.high) - o.truth.low) * np.asarray(o.spacing_mm) for o in outlines]
     usual = np.ceil(np.quantile(extents, QUANTILE, axis=0) + 2 * margins)
-    return Learned(prior, _triple(margins), _triple(usual))
+    return Learned(prior, triple(margins), triple(usual))
 
 
 def _missed_mm(truth: Found, located: Found, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -80,8 +80,3 @@ def _missed_mm(truth: Found, located: Found, spacing_mm: Sequence[float]) -> np.
     below = np.asarray(located.low) - truth.low
     above = np.asarray(truth.high) - located.high
     return np.asarray(np.maximum(np.maximum(below, above), 0) * np.asarray(spacing_mm))
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    z, y, x = (float(v) for v in values)
-    return z, y, x

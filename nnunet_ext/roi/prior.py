@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.roi.centre import Centre
+from nnunet_ext.roi.centre import Centre, triple
 
 MIN_CASES = 3
 """Our choice: an offset seen in fewer cases is no rule."""
@@ -71,7 +71,7 @@ class Prior:
     def from_body(self, body: tuple[Sequence[float], Sequence[float]]) -> Centre:
         """The usual place in a body, voxel (z, y, x)."""
         low, high = (np.asarray(corner) for corner in body)
-        return _triple(low + np.asarray(self.in_body) * (high - low))
+        return triple(low + np.asarray(self.in_body) * (high - low))
 
     def from_landmarks(self, others: Mapping[str, Centre], spacing_mm: Sequence[float]) -> Centre | None:
         """The usual place as seen from other organs, voxel (z, y, x); None where no landmark was found."""
@@ -81,7 +81,7 @@ class Prior:
         spacing = np.asarray(spacing_mm)
         places = [others[n] + np.asarray(self.landmarks[n].offset_mm) / spacing for n in known]
         weights = [1.0 / (1.0 + self.landmarks[n].spread_mm ** 2) for n in known]
-        return _triple(np.average(places, axis=0, weights=weights))
+        return triple(np.average(places, axis=0, weights=weights))
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -92,9 +92,9 @@ class Prior:
     def from_dict(cls, content: Mapping[str, Any]) -> Prior:
         """From a JSON file."""
         landmarks = {
-            n: Landmark(_triple(entry["offset_mm"]), entry["spread_mm"]) for n, entry in content["landmarks"].items()
+            n: Landmark(triple(entry["offset_mm"]), entry["spread_mm"]) for n, entry in content["landmarks"].items()
         }
-        return cls(_triple(content["in_body"]), content["body_error_mm"], landmarks, content["landmark_error_mm"])
+        return cls(triple(content["in_body"]), content["body_error_mm"], landmarks, content["landmark_error_mm"])
 
 
 def fit_prior(seen: Sequence[Seen], landmarks: Sequence[str] = ()) -> Prior | None:
@@ -107,7 +107,7 @@ def fit_prior(seen: Sequence[Seen], landmarks: Sequence[str] = ()) -> Prior | No
     cases = [case for case in seen if case.target is not None]
     if not cases:
         return None
-    in_body = _triple(np.mean([_relative(case) for case in cases], axis=0))
+    in_body = triple(np.mean([_relative(case) for case in cases], axis=0))
     offsets = {name: _offsets_mm(cases, name) for name in landmarks}
     rules = {name: _landmark(found) for name, found in offsets.items() if len(found) >= MIN_CASES}
     plain = Prior(in_body, 0.0, rules)
@@ -138,13 +138,8 @@ def _offsets_mm(cases: Sequence[Seen], name: str) -> list[NDArray[np.float64]]:
 def _landmark(offsets_mm: Sequence[NDArray[np.float64]]) -> Landmark:
     mean = np.mean(offsets_mm, axis=0)
     squares = np.sum((np.asarray(offsets_mm) - mean) ** 2, axis=1)
-    return Landmark(_triple(mean), float(np.sqrt(squares.mean())))
+    return Landmark(triple(mean), float(np.sqrt(squares.mean())))
 
 
 def _off_mm(case: Seen, place: Sequence[float]) -> float:
     return distance_mm(case.target or place, place, case.spacing_mm)
-
-
-def _triple(values: Any) -> Point:
-    z, y, x = (float(v) for v in values)
-    return z, y, x

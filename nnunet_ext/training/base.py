@@ -23,6 +23,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json
+from nnunet_ext.roi.provenance import CASES_FILE
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
 from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
@@ -30,9 +31,6 @@ from nnunet_ext.training.plateau import PlateauScheduler, plateau_after
 
 RANK_STRIDE = 100_003
 """Distance between the seeds of two ranks; more than any number of epochs."""
-
-CASES_FILE = "cases.json"
-"""In the folder of a fold: the cases that its training used, as ``{"train": [...], "val": [...]}``."""
 
 
 class EarlyStop(Exception):  # noqa: N818 (a decision, no error)

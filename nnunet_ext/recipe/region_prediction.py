@@ -26,7 +26,7 @@ APART_MM = 30.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class LocatorMap:
     """What an earlier model says about the image.
 
     Args:
@@ -78,7 +78,7 @@ class RegionalPrediction:
     images: Mapping[str, NDArray[np.float32]]
     anatomy: NDArray[np.float32]
     grid: Grid
-    locators: Sequence[Seen]
+    locators: Sequence[LocatorMap]
     predict: Callable[[NDArray[np.float32]], Labels]
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -95,16 +95,15 @@ class RegionalPrediction:
     def _part(self, part: Part) -> NDArray[np.uint8]:
         chain = self._chain(part)
         refused = dict(chain.refused)
-        first: tuple[Located, Attempt] | None = None
-        chosen: tuple[Located, Attempt] | None = None
+        tried: list[tuple[Located, Attempt]] = []
         for located in chain.rungs:
-            attempt = self._attempt(part, located)
-            first = first or (located, attempt)
-            if np.count_nonzero(attempt.labels) >= MIN_VOXELS:
-                chosen = (located, attempt)
+            tried.append((located, self._attempt(part, located)))
+            if np.count_nonzero(tried[-1][1].labels) >= MIN_VOXELS:
+                located, attempt = tried[-1]
                 break
             refused[located.rung] = "the region network found nothing there"
-        located, attempt = chosen or first or (chain.rungs[0], self._attempt(part, chain.rungs[0]))
+        else:
+            located, attempt = tried[0]
         organs = self._repair(part, attempt, chain)
         self.report[part.name] = {
             "rung": located.rung,
@@ -233,5 +232,5 @@ def _closest(masks: Mapping[str, NDArray[np.bool_]], contour: NDArray[np.bool_],
     return max(masks, key=dice)
 
 
-def _numbers(seen: Seen, organs: Sequence[str] | Mapping[str, int]) -> list[int]:
+def _numbers(seen: LocatorMap, organs: Sequence[str] | Mapping[str, int]) -> list[int]:
     return [seen.numbers[organ] for organ in organs if organ in seen.numbers]

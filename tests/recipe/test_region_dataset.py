@@ -13,7 +13,7 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.nifti import write_image, write_labels
 from nnunet_ext.recipe.places import Places
-from nnunet_ext.recipe.regions import cut_regions
+from nnunet_ext.recipe.region_dataset import cut_regions
 from nnunet_ext.recipe.schema import Recipe
 
 CASES = ["a", "b"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunet_ext.geometry import Grid
-from nnunet_ext.recipe.regional import RegionalPrediction, Seen, region_warnings
+from nnunet_ext.recipe.region_prediction import LocatorMap, RegionalPrediction, region_warnings
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.prior import Landmark, Prior
 from nnunet_ext.roi.region import Region
@@ -28,12 +28,12 @@ def truth() -> np.ndarray:
     return labels
 
 
-def found(labels: np.ndarray, stem: bool = True, name: str = "2d", whole_image: bool = True) -> Seen:
+def found(labels: np.ndarray, stem: bool = True, name: str = "2d", whole_image: bool = True) -> LocatorMap:
     """What a whole-image model says: Pituitary 3, and mostly the brain stem 5."""
     seen = labels * np.uint8(3)
     if stem:
         seen[STEM] = 5
-    return Seen(name, seen, {"Pituitary": 3, "Brainstem": 5}, whole_image)
+    return LocatorMap(name, seen, {"Pituitary": 3, "Brainstem": 5}, whole_image)
 
 
 def region(**how: Any) -> Region:
@@ -41,7 +41,7 @@ def region(**how: Any) -> Region:
     return Region.model_validate({"organs": ["Pituitary"], "from": "2d", **size, **how})
 
 
-def predict(wanted: Region, *seen: Seen, image: np.ndarray | None = None, learned=LEARNED, network=None):
+def predict(wanted: Region, *seen: LocatorMap, image: np.ndarray | None = None, learned=LEARNED, network=None):
     """The map and the report; the network reads the truth out of the image."""
     image = truth().astype(np.float32) if image is None else image
     task = RegionalPrediction(
@@ -211,7 +211,7 @@ def test_one_network_for_both_sides_sees_the_right_one_mirrored():
     far = Prior((0.5, 0.5, 0.5), 200.0)
     learned = {side: Learned(far, (0.0, 0.0, 0.0), (24.0, 20.0, 22.0)) for side in ("left", "right")}
     labels, report = predict(
-        pair, Seen("3d", seen, {"Lens_L": 1, "Lens_R": 2}, True), image=image, learned=learned, network=network
+        pair, LocatorMap("3d", seen, {"Lens_L": 1, "Lens_R": 2}, True), image=image, learned=learned, network=network
     )
     np.testing.assert_array_equal(labels, seen)
     assert sorted(report) == ["left", "right"]
