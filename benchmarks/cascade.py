@@ -50,6 +50,7 @@ class Row:
     rung: str
     grown: int
     warned: bool
+    origin: str
 
 
 def main() -> None:
@@ -67,6 +68,8 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(vars(row) for row in rows)
     print(table(rows))
+    if arguments.sabotage:
+        print(repaired(rows))
 
 
 def run(recipe: Recipe, owner: str, sabotage: bool) -> Iterator[Row]:
@@ -104,6 +107,7 @@ def score(composed: Composed, places: Places, case: str, owner: str, localiser: 
             sum(stage["seconds"] for stage in report["stages"].values()),
             max(stage.get("peak_mb", float("nan")) for stage in report["stages"].values()),
             region.get("rung", "-"), region.get("grown", 0), bool(report["warnings"]),
+            region.get("organs", {}).get(found.organ, owner),
         )  # fmt: skip
 
 
@@ -167,6 +171,28 @@ def table(rows: list[Row]) -> str:
             str(sum(r.grown > 0 for r in own)), str(sum(r.warned for r in own)),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def repaired(rows: list[Row]) -> str:
+    """How far a broken localiser moves the result, apart for contours that the border test could bring whole into the
+    region and for those that had to be taken from a whole-image model."""
+    lines = [
+        "| owner | localiser | contour | n | DSC | as trained | within 0.02 | or better | worst |",
+        "|" + "---|" * 9,
+    ]
+    before = {(r.owner, r.case, r.organ): r.dsc for r in rows if r.localiser == "as trained"}
+    for owner, localiser in dict.fromkeys((r.owner, r.localiser) for r in rows if r.localiser != "as trained"):
+        mine = [r for r in rows if (r.owner, r.localiser) == (owner, localiser)]
+        for name, own in (("region", [r for r in mine if r.origin == "region"]),
+                          ("whole image", [r for r in mine if r.origin != "region"])):  # fmt: skip
+            if own:
+                was = np.array([before[r.owner, r.case, r.organ] for r in own])
+                change = np.array([r.dsc for r in own]) - was
+                cells = [owner, localiser, name, str(len(own)), f"{np.mean(was + change):.3f}", f"{np.mean(was):.3f}",
+                         str(int(np.sum(np.abs(change) <= 0.02))), str(int(np.sum(change >= -0.02))),
+                         f"{change.min():+.3f}"]  # fmt: skip
+                lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

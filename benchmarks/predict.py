@@ -205,7 +205,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Cost:
     peak = 0.0
     while process.poll() is None:
         peak = max(peak, tree_mb(process.pid))
-        time.sleep(0.5)
+        time.sleep(0.2)
     if process.returncode != 0 or process.stdout is None:
         raise SystemExit(
             f"{' '.join(command)} ended with {process.returncode}:\n{(process.stdout or sys.stdin).read()}"

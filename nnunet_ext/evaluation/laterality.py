@@ -6,7 +6,7 @@ direction cosines, never from the array axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +79,10 @@ def check_laterality(
     Raises:
         ValueError: the array does not have the grid's shape.
     """
-    x_mm = _label_positions_mm(labels, grid, pairs)
+    x_mm = _mean_x_mm(labels, grid, pairs)
     findings = []
     for left, right in pairs:
-        left_x, right_x = _mean(x_mm[left]), _mean(x_mm[right])
+        left_x, right_x = x_mm[left], x_mm[right]
         judged = bool(np.isfinite(left_x) and np.isfinite(right_x))
         findings.append(LateralityFinding(left, right, left_x, right_x, judged, not judged or left_x > right_x))
     return findings
@@ -110,21 +110,28 @@ def side_confusion(
     Raises:
         ValueError: an array does not have the grid's shape.
     """
-    truth_mm = _label_positions_mm(reference, grid, pairs)
-    found_mm = _label_positions_mm(prediction, grid, pairs)
+    mean_mm = _mean_x_mm(reference, grid, pairs)
+    midlines = {(left, right): (mean_mm[left] + mean_mm[right]) / 2 for left, right in pairs}
+    on_right = dict.fromkeys(pairs, 0)  # of the left organ, beyond the margin
+    on_left = dict.fromkeys(pairs, 0)
+    for plane, x_mm in _planes(prediction, grid):
+        for left, right in pairs:
+            low, high = midlines[left, right] - margin_mm, midlines[left, right] + margin_mm
+            on_right[left, right] += int(np.count_nonzero((plane == left) & (x_mm < low)))
+            on_left[left, right] += int(np.count_nonzero((plane == right) & (x_mm > high)))
     extent = foreground_extent(prediction, reference)
     truth, found = reference[extent], prediction[extent]
     result = []
-    for left, right in pairs:
-        midline = (_mean(truth_mm[left]) + _mean(truth_mm[right])) / 2
-        known = bool(np.isfinite(midline))
+    for pair in pairs:
+        left, right = pair
+        known = bool(np.isfinite(midlines[pair]))
         result.append(
             SideConfusion(
                 left,
                 right,
-                midline,
-                int(np.count_nonzero(found_mm[left] < midline - margin_mm)) if known else None,
-                int(np.count_nonzero(found_mm[right] > midline + margin_mm)) if known else None,
+                midlines[pair],
+                on_right[pair] if known else None,
+                on_left[pair] if known else None,
                 int(np.count_nonzero((truth == left) & (found == right))),
                 int(np.count_nonzero((truth == right) & (found == left))),
             )
@@ -132,21 +139,27 @@ def side_confusion(
     return result
 
 
-def _label_positions_mm(
-    labels: NDArray[np.integer], grid: Grid, pairs: Sequence[tuple[int, int]]
-) -> dict[int, NDArray[np.float64]]:
-    """LPS x of every voxel of every label in the pairs."""
+def _mean_x_mm(labels: NDArray[np.integer], grid: Grid, pairs: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """LPS x of the centroid of every label in the pairs; NaN where it is missing."""
+    wanted = [label for pair in pairs for label in pair]
+    count, total = np.zeros(max(wanted, default=0) + 1), np.zeros(max(wanted, default=0) + 1)
+    for plane, x_mm in _planes(labels, grid):
+        asked = plane < len(count)
+        count += np.bincount(plane[asked], minlength=len(count))
+        total += np.bincount(plane[asked], x_mm[asked], minlength=len(count))
+    return {label: float(total[label] / count[label]) if count[label] else float("nan") for label in wanted}
+
+
+def _planes(labels: NDArray[np.integer], grid: Grid) -> Iterator[tuple[NDArray[np.integer], NDArray[np.float64]]]:
+    """Plane by plane of the foreground's box, to spare memory: labels (Y, X) and the LPS x of their voxels.
+
+    Raises:
+        ValueError: the array does not have the grid's shape.
+    """
     if labels.shape != grid.shape:
         raise ValueError(f"labels {labels.shape} and grid {grid.shape} differ in shape.")
-    extent = foreground_extent(labels)
-    inside = labels[extent]
-    flat = np.flatnonzero(inside)
-    found = inside.ravel()[flat]
-    z, y, x = (index + side.start for index, side in zip(np.unravel_index(flat, inside.shape), extent, strict=True))
+    z, y, x = foreground_extent(labels)
     along_x, along_y, along_z, origin = grid.affine[0]  # the row of the patient's x
-    x_mm = along_x * x + along_y * y + along_z * z + origin
-    return {label: x_mm[found == label] for pair in pairs for label in pair}
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else float("nan")
+    in_plane = along_x * np.arange(x.start, x.stop) + along_y * np.arange(y.start, y.stop)[:, None]
+    for index in range(z.start, z.stop):
+        yield labels[index, y, x], in_plane + (along_z * index + origin)

@@ -61,14 +61,13 @@ def find_all(
     mask = mask[box]
     if np.count_nonzero(mask) < MIN_VOXELS:
         return []
-    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    large = np.flatnonzero(sizes >= MIN_VOXELS)  # specks take time and are no organ
-    if not len(large):
+    components = ndimage.label(mask, structure=np.ones((3, 3, 3)))[0]
+    parts = [_part(components, number, where) for number, where in enumerate(ndimage.find_objects(components), 1)]
+    parts = [part for part in parts if part.voxels >= MIN_VOXELS]  # specks are no organ
+    if not parts:
         return []
-    centroids = np.array(ndimage.center_of_mass(mask, components, large + 1)).reshape(-1, 3)
-    found = ndimage.find_objects(components)
-    boxes, sizes = [found[number] for number in large], sizes[large]
+    centroids = np.array([part.centroid for part in parts])
+    sizes = np.array([part.voxels for part in parts])
     corner = [side.start for side in box]
     left = sizes.copy()
     places: list[Found] = []
@@ -77,9 +76,29 @@ def find_all(
         distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
         near = (distance_mm <= NEIGHBOUR_MM) & (left > 0)
         centre = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
-        places.append(_place(centre.tolist(), [part for part, close in zip(boxes, near, strict=True) if close], corner))
+        places.append(
+            _place(centre.tolist(), [part.box for part, close in zip(parts, near, strict=True) if close], corner)
+        )
         left[near] = 0
     return places
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A connected component: its box in the array, and its voxels' number and centroid (z, y, x)."""
+
+    box: tuple[slice, ...]
+    voxels: int
+    centroid: tuple[float, ...]
+
+
+def _part(components: NDArray[np.integer], number: int, box: tuple[slice, ...]) -> _Part:
+    """Measured inside its box: of a large image nothing larger than a mask is made."""
+    mask = components[box] == number
+    voxels = int(np.count_nonzero(mask))
+    counts = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    centroid = (side.start + float(n @ np.arange(len(n))) / voxels for side, n in zip(box, counts, strict=True))
+    return _Part(box, voxels, tuple(centroid))
 
 
 def _place(centre: Sequence[float], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
