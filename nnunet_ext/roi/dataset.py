@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
@@ -133,6 +134,9 @@ def derive_dataset(
     }
     write_json(target / SIDECAR, sidecar)
     write_json(target / "splits_final.json", inherited_splits(splits, entries))
+    present = _contoured(source / PRESENT_FILE, entries, parts, data.labels)
+    if present:
+        write_json(target / PRESENT_FILE, present)
     write_json(target / "dataset.json", _dataset_json(source_json, sidecar, data.channels, len(entries)))
     return sidecar
 
@@ -252,6 +256,19 @@ def inherited_splits(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -
             }
         )
     return result
+
+
+def _contoured(
+    path: Path, entries: Mapping[str, Mapping[str, Any]], parts: Sequence[Part], labels: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Region to its contoured labels, for cases whose contoured labels the source lists."""
+    listed = read_present(path) if path.exists() else {}
+    organs = {part.name: part.organs for part in parts}
+    return {
+        name: [number for organ, number in organs[entry["part"]].items() if labels[organ] in listed[entry["case"]]]
+        for name, entry in entries.items()
+        if entry["case"] in listed
+    }
 
 
 def _kept_channels(dataset_json: Mapping[str, Any], wanted: Sequence[str] | None, source: Path) -> dict[int, str]:

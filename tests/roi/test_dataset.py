@@ -458,3 +458,19 @@ def test_the_usual_place_in_the_body_can_be_the_region_without_any_model(source,
     sidecar = derive_dataset(source, tmp_path / "out", region(source="body", size_vox=(8, 20, 18), copies=0), SPLITS)
     assert {entry["rung"] for entry in sidecar["cases"].values()} == {"body"}
     assert sidecar["retention"]["Pituitary"]["mean"] == 1.0
+
+
+def test_what_was_not_contoured_in_a_case_is_not_contoured_in_its_regions(source, tmp_path):
+    as_pair(source)
+    write_json(source / "present_labels.json", {"a": [1, 3], "b": [1, 2, 3]})
+    derive_dataset(source, tmp_path / "out", region(("Lens_R", "Brainstem"), copies=1), SPLITS)
+    listed = read_json(tmp_path / "out" / "present_labels.json")
+    assert listed == {"a": [1, 2], "a_jitter1": [1, 2], "b": [1, 2], "b_jitter1": [1, 2]}
+    both = region(("Lens_L", "Lens_R"), copies=0, flip_right=True)
+    derive_dataset(source, tmp_path / "sides", both, SPLITS)
+    assert read_json(tmp_path / "sides" / "present_labels.json") == {"a_L": [], "a_R": [1], "b_L": [1], "b_R": [1]}
+
+
+def test_a_source_without_a_list_of_contoured_organs_gives_none(source, tmp_path):
+    derive_dataset(source, tmp_path / "out", region(copies=0), SPLITS)
+    assert not (tmp_path / "out" / "present_labels.json").exists()
