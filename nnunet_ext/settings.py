@@ -7,13 +7,65 @@ Order, later wins: nnU-Net's defaults, class attributes of the trainer, the plan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from nnunet_ext.errors import InputError
 
 PLANS_BLOCK = "nnunet_ext"
+
+
+class QualitySettings(BaseModel):
+    """How a trainer weighs its samples by the quality of their contours. Defaults are what we recommend.
+
+    A network beside the segmenter, the QAM, gives every sample an answer; the score of a sample is what the answer
+    counts, and softmax of the scores its weight.
+
+    Args:
+        qam_lr: Learning rate of the QAM (Adam). At more than a tenth of the segmenter's the two can agree on eroded or
+            on dilated contours before the segmenter knows better.
+        lambda_: Bound of the score; no weight is more than exp(2 λ) times another (55 at 2). 0 trains as without QAM.
+        ocm: Whether scores are bounded, ``λ tanh(answer)``; off, the score is the answer.
+        burn_in: Share of all epochs with equal weights; the QAM trains from there on. 1 is a control with the loss of
+            this trainer and equal weights to the end.
+        ramp: Share of all epochs by which the scores, rising from 0 since burn_in, reach full strength; equal to
+            burn_in they have it at once.
+        driver: By what the QAM judges a sample: its own "loss" (as published), "displacement" (mean distance of the
+            boundaries, mm, over organs) or "readiness" (the same of the organs whose running soft Dice is above 0.6,
+            each relative to its running mean).
+        min_foreground: Labelled voxels in a patch that competes; all others keep weight 1. 0 lets every patch compete.
+        memory: Earlier samples that compete as well where a step has fewer than 8 of its own, so that the weights of a
+            batch of 1 differ; 0 is none.
+        accumulate: Batches per optimiser step that compete with each other, as one batch of that many would, with the
+            memory of one and twice the forward passes.
+        case_memory: Average the score of a sample with the running score of its case.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    qam_lr: float = Field(1e-4, gt=0)
+    lambda_: float = Field(2.0, ge=0)
+    ocm: bool = True
+    burn_in: float = Field(0.1, ge=0, le=1)
+    ramp: float = Field(0.4, ge=0, le=1)
+    driver: Literal["loss", "displacement", "readiness"] = "readiness"
+    min_foreground: int = Field(100, ge=0)
+    memory: int = Field(31, ge=0)
+    accumulate: int = Field(1, gt=0)
+    case_memory: bool = False
+
+    @model_validator(mode="after")
+    def _ramp_follows_burn_in(self) -> Self:
+        if self.ramp < self.burn_in:
+            raise ValueError(f"ramp must not be less than burn_in, got {self.ramp} and {self.burn_in}")
+        return self
+
+    def strength(self, progress: float) -> float | None:
+        """Share of the scores that holds after this share of the training; None during burn-in."""
+        if progress < self.burn_in:
+            return None
+        return 1.0 if progress >= self.ramp else (progress - self.burn_in) / (self.ramp - self.burn_in)
 
 
 class TrainerSettings(BaseModel):
@@ -40,8 +92,8 @@ class TrainerSettings(BaseModel):
             mirror legal again.
         mirror_at_prediction: Average over the legal mirrors at prediction; off is 2 to 8 times faster.
         loss: "dice_ce" (Dice + cross-entropy, nnU-Net's), "dice" (soft Dice alone, 1 − 2|P∩G| / (|P| + |G|) with plain
-            sums and epsilon 1e-5, mean over organs) or "bce_dice" (the same Dice + binary cross-entropy of every organ
-            against all else; equal to "dice_ce" for one organ and for regions).
+            sums and epsilon 1e-5, mean over organs), "bce_dice" (the same Dice + binary cross-entropy of every organ
+            against all else; equal to "dice_ce" for one organ and for regions) or "bce" (that cross-entropy alone).
         pass_weights: Of the losses of the passes of a refining network, first pass first; only nnUNetTrainerExtRefine
             reads it. None is 1, 2, 3 and so on.
         early_stop: Epochs without a new best running Dice (the EMA of the pseudo Dice) after which training ends as if
@@ -52,6 +104,10 @@ class TrainerSettings(BaseModel):
             network cannot confuse what it does not tell apart. "all": across as well for any dataset without a
             left-right pair; right for one sided organ (Lens_L) only in a region that leaves its partner out.
         cpu_threads: Threads of one CPU training; None leaves torch's choice.
+        present_labels: What an organ is in a case where ``present_labels.json`` of the dataset says that nobody
+            contoured it: "leave_out" (neither foreground nor background) or "background" (nnU-Net's).
+        quality: Weights of samples by the quality of their contours; only nnUNetTrainerExtQuality and
+            nnUNetTrainerExtQualityLiteral read it. Keys of the plans are added to those of the class.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -71,12 +127,14 @@ class TrainerSettings(BaseModel):
     seed: int = Field(12345, ge=0, lt=2**31)
     limit_rotation: bool = False
     mirror_at_prediction: bool = True
-    loss: Literal["dice_ce", "dice", "bce_dice"] = "dice_ce"
+    loss: Literal["dice_ce", "dice", "bce_dice", "bce"] = "dice_ce"
     pass_weights: list[NonNegativeFloat] | None = Field(None, min_length=1)
     early_stop: int | None = Field(None, gt=0)
     augmentation: Literal["full", "flips_noise", "flips"] = "full"
     mirror: Literal["legal", "auto", "all"] = "legal"
     cpu_threads: int | None = Field(None, gt=0)
+    present_labels: Literal["leave_out", "background"] = "leave_out"
+    quality: QualitySettings = QualitySettings()
 
 
 def resolve_settings(trainer: type, block: Mapping[str, Any], where: str) -> TrainerSettings:
@@ -90,9 +148,15 @@ def resolve_settings(trainer: type, block: Mapping[str, Any], where: str) -> Tra
     Raises:
         InputError: unknown key or wrong type; the message lists the valid keys.
     """
-    of_class = {name: getattr(trainer, name) for name in TrainerSettings.model_fields if hasattr(trainer, name)}
+    values = {name: getattr(trainer, name) for name in TrainerSettings.model_fields if hasattr(trainer, name)}
+    for name, value in block.items():
+        nested = isinstance(value, Mapping) and isinstance(values.get(name), Mapping)
+        values[name] = {**values[name], **value} if nested else value
     try:
-        return TrainerSettings(**{**of_class, **block})
+        return TrainerSettings(**values)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise InputError(f"{where}: {faults}. Valid keys: {', '.join(TrainerSettings.model_fields)}.") from error
+        raise InputError(
+            f"{where}: {faults}. Valid keys: {', '.join(TrainerSettings.model_fields)}; "
+            f"of quality: {', '.join(QualitySettings.model_fields)}."
+        ) from error

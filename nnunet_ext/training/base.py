@@ -18,7 +18,6 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import InputError
@@ -28,6 +27,7 @@ from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
 from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.plateau import PlateauScheduler, plateau_after
+from nnunet_ext.training.present import PresentLabels
 
 RANK_STRIDE = 100_003
 """Distance between the seeds of two ranks; more than any number of epochs."""
@@ -37,7 +37,7 @@ class EarlyStop(Exception):  # noqa: N818 (a decision, no error)
     """Raised at the start of an epoch that is not to be trained any more."""
 
 
-class nnUNetTrainerExt(nnUNetTrainer):
+class nnUNetTrainerExt(PresentLabels):
     """nnU-Net's own training, with settings from the plans, exact resume and safe checkpoints.
 
     Use it as the base of a trainer, or as ``-tr nnUNetTrainerExt`` where the stock augmentation, mirroring included,
@@ -133,7 +133,11 @@ class nnUNetTrainerExt(nnUNetTrainer):
         """Mean training loss of every epoch so far."""
         return list(self.logger.get_value("train_losses", None)[: self.current_epoch])
 
-    # --- which cases -------------------------------------------------------------------------------------------------
+    # --- which cases and organs ---------------------------------------------------------------------------------------
+
+    def leaves_out_absent(self) -> bool:
+        """As the setting ``present_labels`` says."""
+        return self.settings.present_labels == "leave_out"
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """As stock; remembers the cases for ``cases.json``."""
@@ -159,8 +163,10 @@ class nnUNetTrainerExt(nnUNetTrainer):
         inner = getattr(loss, "loss", loss)
         if self.settings.loss == "dice":
             inner.weight_ce = 0
-        elif self.settings.loss == "bce_dice" and not self.label_manager.has_regions:  # regions have theirs
+        elif self.settings.loss in ("bce", "bce_dice") and not self.label_manager.has_regions:  # regions have theirs
             inner.ce = ExclusiveBCELoss(self.label_manager.ignore_label)
+        if self.settings.loss == "bce":
+            inner.weight_dice = 0
         return loss
 
     # --- optimiser ---------------------------------------------------------------------------------------------------
@@ -188,10 +194,20 @@ class nnUNetTrainerExt(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """As stock, with the learning rate of this iteration where the settings ask for it."""
+        self.start_iteration()
+        with self.present_only(batch):
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As stock, on contoured organs."""
+        with self.present_only(batch):
+            return super().validation_step(batch)
+
+    def start_iteration(self) -> None:
+        """Set the learning rate of this iteration where the settings ask for it, and count it."""
         if self.settings.lr_update == "iteration":
             self.lr_scheduler.step(self.current_epoch + self.iteration / self.num_iterations_per_epoch)
         self.iteration += 1
-        return super().train_step(batch)
 
     # --- augmentation ------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,12 @@ class nnUNetTrainerExtMirrorSwap(nnUNetTrainerExtNoMirror):
             )
         return pairs
 
+    def told_apart(self, contoured: set[int]) -> set[int]:
+        """Without labels whose partner was not contoured: nobody can tell afterwards which patch was mirrored."""
+        pairs = self.paired_labels()
+        partners = dict(pairs) | {b: a for a, b in pairs}
+        return {label for label in contoured if partners.get(label, label) in contoured}
+
     def own_transforms(self) -> list[BasicTransform]:
         """The mirror with label swap, unless slices are cut along left-right."""
         offset = 3 - len(self.configuration_manager.patch_size)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.settings import TrainerSettings, resolve_settings
+from nnunet_ext.settings import QualitySettings, TrainerSettings, resolve_settings
 
 WHERE = "plans, configurations.2d.nnunet_ext"
 
@@ -134,3 +134,66 @@ def test_weights_of_passes_are_numbers_from_zero():
     assert resolve_settings(object, {"pass_weights": [0, 1, 2.5]}, WHERE).pass_weights == [0, 1, 2.5]
     with pytest.raises(InputError, match=r"pass_weights\.1: .*got -1"):
         resolve_settings(object, {"pass_weights": [1, -1]}, WHERE)
+
+
+# --- quality ---------------------------------------------------------------------------------------------------------
+
+
+class Weighing:
+    quality: ClassVar = {"driver": "loss", "memory": 0}
+
+
+def test_quality_of_the_plans_is_added_to_that_of_the_class():
+    settings = resolve_settings(Weighing, {"quality": {"memory": 5}}, WHERE).quality
+    assert settings == QualitySettings(driver="loss", memory=5)
+
+
+def test_quality_of_the_plans_alone_leaves_its_other_defaults():
+    assert resolve_settings(object, {"quality": {"lambda_": 1}}, WHERE).quality == QualitySettings(lambda_=1.0)
+
+
+def test_an_unknown_key_of_quality_is_refused_with_the_valid_ones():
+    with pytest.raises(InputError, match=r"quality\.lambda: .*got 1") as caught:
+        resolve_settings(Weighing, {"quality": {"lambda": 1}}, WHERE)
+    for name in QualitySettings.model_fields:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("qam_lr", 0.0),
+        ("lambda_", -1.0),
+        ("ocm", 1),
+        ("burn_in", 10),
+        ("ramp", 1.5),
+        ("driver", "dice"),
+        ("min_foreground", -1),
+        ("memory", 31.5),
+        ("accumulate", 0),
+        ("case_memory", "yes"),
+    ],
+)
+def test_a_wrong_value_of_quality_is_refused(name, value):
+    with pytest.raises(InputError, match=rf"quality\.{name}: .*got {value!r}"):
+        resolve_settings(object, {"quality": {name: value}}, WHERE)
+
+
+def test_a_ramp_that_ends_before_burn_in_is_refused():
+    with pytest.raises(InputError, match=r"ramp must not be less than burn_in, got 0\.2 and 0\.3"):
+        resolve_settings(object, {"quality": {"burn_in": 0.3, "ramp": 0.2}}, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("progress", "strength"), [(0.0, None), (0.09, None), (0.1, 0.0), (0.25, 0.5), (0.4, 1.0), (0.99, 1.0)]
+)
+def test_scores_rise_from_the_end_of_burn_in_to_the_end_of_the_ramp(progress, strength):
+    assert QualitySettings().strength(progress) == pytest.approx(strength)
+
+
+def test_without_burn_in_and_ramp_scores_have_full_strength_at_once():
+    assert QualitySettings(burn_in=0.0, ramp=0.0).strength(0.0) == 1.0
+
+
+def test_burn_in_to_the_end_never_asks_the_qam():
+    assert QualitySettings(burn_in=1.0, ramp=1.0).strength(0.999) is None

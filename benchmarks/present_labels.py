@@ -1,0 +1,116 @@
+"""An organ that is contoured in some patients only: nnU-Net's background against ``present_labels``.
+
+Takes away the contours of one organ from a share of the patients who have them (drawn once, from the seed), and trains
+the same 3D network three times on every fold: with organs that were not contoured as background (stock), left out, and
+left out with all contours in place. Folds are drawn so that each holds out as many patients with the organ as the next.
+Scores are those of held-out patients against their own contours, of which none is taken.
+
+    nnunet-ext convert nifti openkbp_hn -d 120 --name OpenKBPOesophagus --channel CT --labels \\
+        "Brainstem=1,SpinalCord=2,Parotid_R=3,Parotid_L=4,Esophagus=5,Larynx=6,Bone_Mandible=7"
+    python benchmarks/present_labels.py -d 120 --organ Esophagus --iterations 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from short_training import trained
+
+from nnunet_ext.evaluation.folder import score_files
+from nnunet_ext.io.atomic import read_json, write_json
+from nnunet_ext.io.nifti import read_labels, write_labels
+from nnunet_ext.locations import nnunet_folder
+from nnunet_ext.planning.plan import dataset_name
+
+ARMS = {
+    "background": ("background", True),
+    "left out": ("leave_out", True),
+    "left out, nothing taken": ("leave_out", False),
+}
+"""Name to the setting ``present_labels`` and whether contours are taken away."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "-d", type=int, required=True, help="dataset with present_labels.json; the next numbers must be free"
+    )
+    parser.add_argument("--organ", required=True)
+    parser.add_argument("--share", type=float, default=1 / 3, help="of the training contours that are taken away")
+    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    source = nnunet_folder("nnUNet_raw") / dataset_name(given.d)
+    scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    others: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for fold, split in enumerate(folds_of(source, given.organ, given.folds, given.seed)):
+        for arm, (handling, take) in ARMS.items():
+            number = given.d + 1 + 2 * fold + (not take)
+            thinned(source, number, split, given.organ, given.share if take else 0.0, given.seed)
+            name, settings = f"nnUNetPlansExtCPU_{handling}", {"present_labels": handling}
+            folder = trained(number, [0], given.iterations, name=name, settings=settings)
+            found = scored(source, folder / "fold_0" / "validation", split["val"])
+            mine = [dsc for organ, dsc in found if organ == given.organ]
+            scores[arm] += mine
+            others[arm] += [dsc for organ, dsc in found if organ != given.organ]
+            print(f"fold {fold}, {arm}: {given.organ} {np.mean(mine):.3f} (n = {len(mine)})", flush=True)
+    print(f"| organs that were not contoured | {given.organ}, DSC | n | all other organs |\n|---|---|---|---|")
+    for arm, mine in scores.items():
+        print(
+            f"| {arm} | {np.mean(mine):.3f} ± {np.std(mine, ddof=1):.3f} | {len(mine)} | {np.mean(others[arm]):.3f} |"
+        )
+
+
+def folds_of(source: Path, organ: str, folds: int, seed: int) -> list[dict[str, list[str]]]:
+    """Patients with and without the organ, dealt out to the folds in turn."""
+    present = read_json(source / "present_labels.json")
+    label = read_json(source / "dataset.json")["labels"][organ]
+    draw = np.random.default_rng(seed).permutation
+    dealt = sorted(draw(sorted(present)), key=lambda case: label not in present[case])
+    held = [[str(case) for case in dealt[fold::folds]] for fold in range(folds)]
+    return [{"train": sorted(set(present) - set(val)), "val": sorted(val)} for val in held]
+
+
+def thinned(source: Path, number: int, split: dict[str, list[str]], organ: str, share: float, seed: int) -> None:
+    """The dataset with one fold, in which a share of the training patients lose the contour of an organ."""
+    target = source.with_name(f"Dataset{number:03d}_Thinned")
+    if (target / "dataset.json").exists():
+        return
+    described, present = read_json(source / "dataset.json"), read_json(source / "present_labels.json")
+    label = described["labels"][organ]
+    having = [case for case in sorted(split["train"]) if label in present[case]]
+    taken = np.random.default_rng(seed).permutation(having)[: round(share * len(having))].tolist()
+    shutil.copytree(source / "imagesTr", target / "imagesTr", copy_function=os.symlink, dirs_exist_ok=True)
+    for path in sorted((source / "labelsTr").iterdir()):
+        labels, grid = read_labels(path)
+        if path.name.removesuffix(".nii.gz") in taken:
+            labels[labels == label] = 0
+        write_labels(target / "labelsTr" / path.name, labels, grid)
+    kept = {case: [n for n in organs if n != label or case not in taken] for case, organs in present.items()}
+    write_json(target / "present_labels.json", kept)
+    write_json(target / "splits_final.json", [split])
+    write_json(target / "dataset.json", described)
+    print(
+        f"{target.name}: {organ} in {len(having) - len(taken)} of {len(split['train'])} training patients", flush=True
+    )
+
+
+def scored(source: Path, predictions: Path, cases: list[str]) -> list[tuple[str, float]]:
+    """Organ and DSC of every contoured organ of the held-out patients."""
+    described, present = read_json(source / "dataset.json"), read_json(source / "present_labels.json")
+    organs = {name: number for name, number in described["labels"].items() if number}
+    rows = []
+    for case in cases:
+        paths = predictions / f"{case}.nii.gz", source / "labelsTr" / f"{case}.nii.gz"
+        found = score_files(*paths, organs, present[case])
+        rows += [(row.organ, row.dsc) for row in found if organs[row.organ] in present[case]]
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Losses and what steers them: formulas on tensors, without files and without nnU-Net."""

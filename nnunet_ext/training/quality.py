@@ -1,0 +1,369 @@
+"""Trainers that weigh every sample by how well its contours seem to fit the image."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.utilities.helpers import dummy_context
+from torch import autocast, distributed, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.losses.competition import Competition, Samples, joined
+from nnunet_ext.losses.per_sample import PerSampleLoss
+from nnunet_ext.losses.quality import Gather, Verdict, alone, step_loss
+from nnunet_ext.networks.quality_net import QualityNet
+from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
+from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
+from nnunet_ext.training.quality_gather import gather_rows
+from nnunet_ext.training.quality_journal import CASES_CSV, Journal, write_rows
+from nnunet_ext.training.quality_samples import case_number, label_channels, measured, per_sample_loss
+
+LARGE_STEP = 8
+"""Samples per optimiser step from which they are enough to compete without remembered ones; our choice."""
+
+CLIP = 12
+"""nnU-Net's limit of the gradient's norm, for each of the two networks."""
+
+
+@dataclass
+class Answer:
+    """What both networks say about one batch.
+
+    Args:
+        losses: (B,), with the segmenter's graph.
+        scores: (B,), with the QAM's graph; None during burn-in.
+        samples: What the competition must know of it.
+    """
+
+    losses: torch.Tensor
+    scores: torch.Tensor | None
+    samples: Samples
+
+
+class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
+    """Trains with weights: a second network (QAM) learns from the losses which contours deserve less trust.
+
+    Use it where contours come from many hands and some are wrong, too large, too small or shifted, in either direction.
+    If most cases are wrong in the same way, no weighting that is driven by losses can find the right minority. The
+    first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %; patches with less
+    than 100 labelled voxels keep weight 1. The QAM sees image and contours, never a previous segmentation, and is not
+    needed for prediction. Validation losses are unweighted. ``quality_weights.csv`` beside the checkpoints lists the
+    weights of the cases by epoch, 1 being that of plain training; the log warns when weights follow size. Everything is
+    adjustable under ``quality`` of the settings. The training loss of the log is unweighted too, so that it compares.
+
+    Source: QAM + OCM (Zhu, Shi, Wu 2019: Pick-and-Learn, MICCAI; JSRT chest organs, batch 32), whose own form is
+    nnUNetTrainerExtQualityLiteral. Differs, because the literal form can settle on eroded or on dilated contours:
+    driver, burn-in, ramp and competition are ours; nnU-Net's loss and optimiser; a memory of 31 samples at small
+    batches.
+
+    Raises:
+        InputError: settings under which nothing competes.
+    """
+
+    mirror = "auto"
+    oversample_foreground_percent = 0.66
+    quality: ClassVar[dict[str, Any]] = {}
+
+    qam: Any = None
+    qam_optimizer: torch.optim.Optimizer
+    per_sample_loss: PerSampleLoss
+    competition: Competition
+    gather: Gather = staticmethod(alone)
+    processes = 1
+    journal: Journal
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def weighs(self) -> bool:
+        """Whether there is anything to do beside plain training."""
+        return self.settings.quality.lambda_ > 0
+
+    def initialize(self) -> None:
+        """As the base; builds the QAM with its optimiser, the loss per sample and the competition."""
+        super().initialize()
+        if not self.weighs or self.qam is not None:
+            return
+        s = self.settings.quality
+        per_step = s.accumulate * self.configuration_manager.batch_size
+        memory = s.memory if per_step < LARGE_STEP else 0
+        if per_step + memory == 1:
+            raise InputError(
+                "a batch of 1 has nothing to compete with; set quality.memory or quality.accumulate in the plans, or "
+                "a larger batch_size."
+            )
+        self.per_sample_loss = per_sample_loss(self.settings.loss, self.label_manager, self.loss)
+        self.competition = Competition(
+            self._organs,
+            bound=s.lambda_,
+            bounded=s.ocm,
+            driver=s.driver,
+            min_foreground=s.min_foreground,
+            memory=memory,
+            case_memory=s.case_memory,
+        )
+        self.qam = self._build_qam().to(self.device)
+        self.qam_optimizer = torch.optim.Adam(self.qam.parameters(), lr=s.qam_lr)
+        if self._do_i_compile():
+            self.qam = torch.compile(self.qam)
+        if self.is_ddp:
+            self.qam = DistributedDataParallel(self.qam, device_ids=[self.local_rank])
+            self.gather = partial(gather_rows, device=self.device)
+            self.processes = distributed.get_world_size()
+
+    @property
+    def _organs(self) -> int:
+        heads: int = self.label_manager.num_segmentation_heads
+        return heads if self.label_manager.has_regions else heads - 1
+
+    @property
+    def _image_channels(self) -> int:
+        """Channels of the image; a cascade appends its previous segmentation, which would give the contour away."""
+        appended = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        channels: int = self.num_input_channels - appended
+        return channels
+
+    def _build_qam(self) -> nn.Module:
+        """The QAM for image, heads and, with an ignore label, validity; it pools as the planned network does."""
+        labels = self.label_manager.num_segmentation_heads + self.label_manager.has_ignore_label
+        dim = len(self.configuration_manager.patch_size)
+        planned = [list(stride) for stride in self.configuration_manager.pool_op_kernel_sizes][1:5]
+        strides = planned + [[2] * dim] * (4 - len(planned))
+        return QualityNet(self._image_channels + labels, dim, strides=strides)
+
+    @property
+    def bare_qam(self) -> nn.Module:
+        """The QAM without the wrappers of DDP and torch.compile."""
+        qam = self.qam.module if self.is_ddp else self.qam
+        return qam._orig_mod if isinstance(qam, OptimizedModule) else qam
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One optimiser step of segmenter and QAM; the loss that it returns is unweighted."""
+        if not self.weighs:
+            return super().train_step(batch)
+        self.start_iteration()
+        strength = self.settings.quality.strength(
+            (self.current_epoch + (self.iteration - 1) / self.num_iterations_per_epoch) / self.num_epochs
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.qam_optimizer.zero_grad(set_to_none=True)
+        if self.settings.quality.accumulate == 1:
+            answer = self.answer(batch, strength)
+            (verdict,), total = self.verdicts([answer.samples], strength)
+            self.backward(answer, verdict, total)
+            losses = answer.losses.detach()
+        else:
+            losses = self.accumulate(batch, strength)
+        self.update_weights(qam=strength is not None)
+        return {"loss": losses.mean().cpu().numpy()}
+
+    def accumulate(self, batch: dict[str, Any], strength: float | None) -> torch.Tensor:
+        """Gradients of several batches as of one, with the memory of one: all are seen twice, first without gradient.
+
+        Source: ours; exact, because weights and pulls need numbers of all batches, but their gradients of one only.
+        """
+        others = (next(self.dataloader_train) for _ in range(self.settings.quality.accumulate - 1))
+        batches = [batch, *others]
+        with torch.no_grad(), self.same_randomness():
+            samples = [self.answer(part, strength).samples for part in batches]
+        verdicts, total = self.verdicts(samples, strength)
+        losses = []
+        for part, verdict in zip(batches, verdicts, strict=True):
+            answer = self.answer(part, strength)
+            self.backward(answer, verdict, total)
+            losses.append(answer.losses.detach())
+        return torch.cat(losses)
+
+    @contextlib.contextmanager
+    def same_randomness(self) -> Iterator[None]:
+        """What follows draws the same dropout as what is inside."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            yield
+
+    def answer(self, batch: dict[str, Any], strength: float | None) -> Answer:
+        """Forward passes of both networks, and the numbers that a competition needs."""
+        with self.present_only(batch):
+            image = batch["data"].to(self.device, non_blocking=True)
+            target = _on_device(batch["target"], self.device)
+            heads, valid = label_channels(target[0] if isinstance(target, list) else target, self.label_manager)
+            with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
+                output = self.network(image)
+                answers = None if strength is None else self.qam(self.qam_inputs(image, heads, valid))
+        losses = self.per_sample_loss(output, target)
+        samples = measured(
+            self.final_logits(output, target),
+            heads,
+            valid,
+            regions=self.label_manager.has_regions,
+            spacing_mm=self.configuration_manager.spacing[2 - image.ndim :],
+            losses=losses,
+            answers=answers,
+            keys=batch["keys"],
+        )
+        scores = None if answers is None or strength is None else self.competition.score(answers, strength)
+        return Answer(losses, scores, samples)
+
+    def qam_inputs(self, image: torch.Tensor, heads: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Image and labels as the QAM sees them; what is to be ignored has no label and is marked."""
+        parts = [image[:, : self._image_channels]]
+        parts += [heads.to(image)] if valid is None else [(heads & valid).to(image), valid.to(image)]
+        return torch.cat(parts, 1)
+
+    def final_logits(self, output: Any, target: Any) -> torch.Tensor:
+        """The finest output of the last pass."""
+        last = output[-1] if self.per_sample_loss.pass_weights is not None else output
+        return last[0] if isinstance(target, list) else last
+
+    def verdicts(self, samples: Sequence[Samples], strength: float | None) -> tuple[list[Verdict], int]:
+        """Of each of these batches, after a competition with those of all processes; and the number of all samples."""
+        everyone, start = self.gather(joined(samples).rows())
+        everyone = Samples.of_rows(everyone)
+        outcome = self.competition.judge(everyone, strength)
+        self.journal.add(everyone, outcome)
+        verdicts = []
+        for part in samples:
+            mine = slice(start, start + len(part.loss))
+            verdicts.append(Verdict(*(column[mine].to(self.device) for column in outcome.verdict)))
+            start = mine.stop
+        return verdicts, len(everyone.loss)
+
+    def backward(self, answer: Answer, verdict: Verdict, total: int) -> None:
+        """Add the gradients of a batch, of ``total`` samples in this step, to both networks."""
+        loss = step_loss(answer.losses, answer.scores, verdict, total, self.processes)
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+
+    def update_weights(self, *, qam: bool) -> None:
+        """Step both optimisers, each with its own limit of the gradient; the QAM's only after burn-in."""
+        pairs = [(self.optimizer, self.network), *([(self.qam_optimizer, self.qam)] if qam else [])]
+        for optimizer, network in pairs:
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            if self.grad_scaler is None:
+                optimizer.step()
+            else:
+                self.grad_scaler.step(optimizer)
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()
+
+    # --- an epoch ----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """As the base, with an empty journal."""
+        super().on_train_epoch_start()
+        self.journal = Journal()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """As stock; reports the weights."""
+        super().on_train_epoch_end(train_outputs)
+        if not self.weighs or self.local_rank != 0 or self.cases is None:
+            return
+        summary = self.journal.summary()
+        for line in (summary, *summary.warnings()):
+            self.print_to_log_file(line)
+        names = {case_number(case): case for case in self.cases["train"]}
+        rows = self.journal.rows(self.current_epoch, names)
+        write_rows(Path(self.output_folder, CASES_CSV), self.current_epoch, rows)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As the base, and before it QAM, its optimiser and the memories in a file beside it."""
+        if self.weighs and self.local_rank == 0 and not self.disable_checkpointing:
+            content = {
+                "qam_weights": self.bare_qam.state_dict(),
+                "qam_optimizer": self.qam_optimizer.state_dict(),
+                "competition": self.competition.state_dict(),
+                "current_epoch": self.current_epoch + 1,
+            }
+            path = quality_file(Path(filename))
+            previous = path.with_name(PREVIOUS) if path.name == LATEST else None
+            write_checkpoint(content, path, previous)
+        super().save_checkpoint(filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As the base; a QAM of another epoch than the segmenter's is not taken."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if self.weighs and not isinstance(filename_or_checkpoint, dict):
+            self._load_quality(quality_file(Path(filename_or_checkpoint)))
+
+    def _load_quality(self, path: Path) -> None:
+        """Find the file of the segmenter's epoch: a run killed between two writes has it under an older name."""
+        candidates = [path, path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else [path]
+        for candidate in candidates:
+            try:
+                content = read_checkpoint(candidate, self.device)
+            except DAMAGE:
+                continue
+            if content["current_epoch"] != self.current_epoch:
+                continue
+            self.bare_qam.load_state_dict(content["qam_weights"])
+            self.qam_optimizer.load_state_dict(content["qam_optimizer"])
+            self.competition.load_state_dict(content["competition"])
+            if candidate != path and self.local_rank == 0:  # else the next save would keep the wrong one
+                write_checkpoint(content, path)
+            return
+        self.print_to_log_file(
+            f"WARNING: no readable {path.name} of epoch {self.current_epoch}; the QAM and its memories begin anew."
+        )
+
+    def on_train_end(self) -> None:
+        """As the base; what was needed to continue goes."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            for name in (LATEST, PREVIOUS):
+                Path(self.output_folder, name).unlink(missing_ok=True)
+
+
+class nnUNetTrainerExtQualityLiteral(nnUNetTrainerExtQuality):
+    """Trains with weights as published: BCE, Adam, batch 32, scores bounded by λ = 2 from the first step.
+
+    Use it to repeat the published comparison; nnUNetTrainerExtQuality is safer. ``"quality": {"ocm": false}`` in the
+    plans is the published variant without the bound. Settings in the plans go before these, so plan with the default
+    preset, not with cpu.
+
+    Source: QAM + OCM (Zhu, Shi, Wu 2019: Pick-and-Learn, MICCAI) as a later thesis has it, on JSRT chest organs (165
+    training images of 256×256): U-Net with binary cross-entropy, QAM learning rate 1e-4, batch size 32,
+    ``Loss = Σ softmax(λ tanh a) L`` over the batch. Differs: Adam at 1e-3 for the segmenter, falling as nnU-Net's rate,
+    number of epochs and augmentation are nnU-Net's, because none is given; no weight decay; no deep supervision, none
+    is shown; organs that exclude each other share a softmax; QualityNet's widths and norm.
+    """
+
+    optimizer = "Adam"
+    initial_lr = 1e-3
+    weight_decay = 0.0
+    batch_size = 32
+    loss = "bce"
+    deep_supervision = False
+    oversample_foreground_percent = 0.33
+    quality: ClassVar[dict[str, Any]] = {
+        "burn_in": 0.0,
+        "ramp": 0.0,
+        "driver": "loss",
+        "min_foreground": 0,
+        "memory": 0,
+    }
+
+
+LATEST, PREVIOUS, BEST = (f"checkpoint_{which}.quality.pth" for which in ("latest", "previous", "best"))
+
+
+def quality_file(checkpoint: Path) -> Path:
+    """Where QAM and memories of a checkpoint are."""
+    return checkpoint.with_suffix(".quality.pth")
+
+
+def _on_device(target: Any, device: torch.device) -> Any:
+    if isinstance(target, list):
+        return [_on_device(level, device) for level in target]
+    return target.to(device, non_blocking=True)

@@ -1,0 +1,551 @@
+"""The quality trainers on the tiny world: every kind of labels, single samples, resume, and what they leave behind."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
+
+from nnunet_ext.errors import InputError
+from nnunet_ext.locations import expose_trainers
+from nnunet_ext.losses.competition import Samples
+from nnunet_ext.settings import QualitySettings, TrainerSettings, resolve_settings
+from nnunet_ext.training.checkpoint import read_checkpoint
+from nnunet_ext.training.losses import ExclusiveBCELoss
+from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
+from nnunet_ext.training.quality import nnUNetTrainerExtQuality, nnUNetTrainerExtQualityLiteral, quality_file
+from nnunet_ext.training.quality_samples import case_number, exclusive_bce_per_sample
+from nnunet_ext.training.refinement import nnUNetTrainerExtRefine
+
+REGIONS = {"labels": {"background": 0, "both": [1, 2], "jaw": 3}, "regions_class_order": [1, 3]}
+IGNORE = {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}
+REGIONS_IGNORE = {"labels": {"background": 0, "both": [1, 2], "ignore": 3}, "regions_class_order": [1]}
+KINDS = {"labels": None, "regions": REGIONS, "ignore": IGNORE, "regions with ignore": REGIONS_IGNORE}
+AT_ONCE = {"burn_in": 0.0, "ramp": 0.0, "driver": "displacement", "min_foreground": 0}
+"""Quality settings under which all samples compete from the first step."""
+
+
+class QualityRefine(nnUNetTrainerExtQuality, nnUNetTrainerExtRefine):
+    """Both at once."""
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_recommended_settings():
+    assert resolve_settings(nnUNetTrainerExtQuality, {}, "test") == TrainerSettings(
+        mirror="auto", oversample_foreground_percent=0.66
+    )
+    assert QualitySettings() == QualitySettings(
+        qam_lr=1e-4,
+        lambda_=2.0,
+        ocm=True,
+        burn_in=0.1,
+        ramp=0.4,
+        driver="readiness",
+        min_foreground=100,
+        memory=31,
+        accumulate=1,
+        case_memory=False,
+    )
+
+
+def test_published_settings():
+    assert resolve_settings(nnUNetTrainerExtQualityLiteral, {}, "test") == TrainerSettings(
+        mirror="auto",
+        optimizer="Adam",
+        initial_lr=1e-3,
+        weight_decay=0.0,
+        batch_size=32,
+        loss="bce",
+        deep_supervision=False,
+        quality=QualitySettings(burn_in=0.0, ramp=0.0, driver="loss", min_foreground=0, memory=0),
+    )
+
+
+# --- a step ----------------------------------------------------------------------------------------------------------
+
+
+def started(
+    in_world: Any,
+    configuration: str = "2d",
+    dataset: dict[str, Any] | None = None,
+    trainer: type = nnUNetTrainerExtQuality,
+    **settings: Any,
+) -> Any:
+    """A trainer at the start of its first epoch; every patch contains foreground."""
+    quality = {**AT_ONCE, **settings.pop("quality", {})}
+    block = {"oversample_foreground_percent": 1.0, "deep_supervision": True, **settings, "quality": quality}
+    made = in_world(trainer, configuration, dataset=dataset, nnunet_ext=block)
+    made.initialize()
+    made.dataloader_train, _ = made.get_dataloaders()
+    made.set_deep_supervision_enabled(made.enable_deep_supervision)
+    made.on_epoch_start()
+    made.on_train_epoch_start()
+    return made
+
+
+def state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in network.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], network: nn.Module) -> bool:
+    return any(not torch.equal(before[name], weight) for name, weight in network.state_dict().items())
+
+
+def in_double(trainer: Any) -> Any:
+    """The same trainer in double precision, where exactness can be seen."""
+    trainer.network.double()
+    trainer.qam.double()
+    return trainer
+
+
+def as_double(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "data": batch["data"].double()}
+
+
+@pytest.mark.slow
+class TestStep:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+    @pytest.mark.parametrize("deep", [True, False])
+    def test_trains_both_networks_on_every_kind_of_labels(self, in_world, kind, configuration, deep):
+        trainer = started(in_world, configuration, KINDS[kind], deep_supervision=deep)
+        networks = [(n, state(n)) for n in (trainer.network, trainer.qam)]
+        losses = [trainer.train_step(next(trainer.dataloader_train))["loss"] for _ in range(2)]
+        assert np.isfinite(losses).all()
+        assert all(changed(before, network) for network, before in networks)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("loss", ["dice_ce", "dice", "bce_dice", "bce"])
+    def test_the_loss_that_it_reports_is_the_plain_trainers(self, in_world, kind, loss):
+        trainer = started(in_world, dataset=KINDS[kind], loss=loss, batch_size=1)
+        batch = next(trainer.dataloader_train)
+        with torch.no_grad():
+            expected = trainer.loss(trainer.network(batch["data"]), batch["target"])
+        assert trainer.train_step(batch)["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+    @pytest.mark.parametrize("kind", ["labels", "regions"])
+    def test_during_burn_in_it_is_a_plain_step_and_leaves_the_qam_alone(self, in_world, kind):
+        quality = started(
+            in_world, dataset=KINDS[kind], quality={"burn_in": 0.5, "ramp": 0.5}, batch_size=1, optimizer="SGD"
+        )
+        block = {"batch_size": 1, "mirror": "auto", "deep_supervision": True, "optimizer": "SGD"}
+        plain = in_world(nnUNetTrainerExtNoMirror, "2d", dataset=KINDS[kind], nnunet_ext=block)
+        plain.initialize()
+        before, batch = state(quality.qam), next(quality.dataloader_train)
+        for trainer in (quality, plain):
+            trainer.network.double()
+            trainer.on_train_epoch_start()
+            trainer.train_step(as_double(copy.deepcopy(batch)))
+        assert not changed(before, quality.qam)
+        for name, weight in plain.network.state_dict().items():
+            torch.testing.assert_close(quality.network.state_dict()[name], weight, rtol=0, atol=1e-7)
+
+    def test_without_lambda_it_is_the_plain_step_to_the_last_bit(self, in_world):
+        quality = started(in_world, quality={"lambda_": 0.0})
+        plain = in_world(nnUNetTrainerExtNoMirror, "2d", nnunet_ext={"deep_supervision": True})
+        plain.initialize()
+        plain.on_train_epoch_start()
+        for _ in range(2):
+            batch = next(quality.dataloader_train)
+            for trainer in (quality, plain):
+                trainer.train_step(copy.deepcopy(batch))
+        assert quality.qam is None
+        assert not changed(state(plain.network), quality.network)
+
+    def test_single_samples_need_something_to_compete_with(self, in_world):
+        with pytest.raises(InputError, match=r"a batch of 1 has nothing to compete with; set quality\.memory"):
+            started(in_world, batch_size=1, quality={"memory": 0})
+
+    def test_single_samples_compete_with_remembered_ones(self, in_world):
+        trainer = started(in_world, batch_size=1)
+        before = state(trainer.qam)
+        trainer.train_step(next(trainer.dataloader_train))
+        assert not changed(before, trainer.qam)  # nobody to compete with yet
+        trainer.train_step(next(trainer.dataloader_train))
+        assert changed(before, trainer.qam)
+        assert len(trainer.competition.memory.entries()) == 2
+
+    def test_large_batches_do_without_memory(self, in_world):
+        assert started(in_world, batch_size=7).competition.memory.size == 31
+        assert started(in_world, batch_size=8).competition.memory.size == 0
+
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_batches_that_accumulate_are_one_batch_of_them(self, in_world, size):
+        """In double precision; the norms of both networks do not mix samples."""
+        parts = started(in_world, batch_size=size, quality={"accumulate": 4 // size, "memory": 0})
+        one = started(in_world, batch_size=4, quality={"memory": 0})
+        batches = [as_double(next(parts.dataloader_train)) for _ in range(4 // size)]
+        together = {
+            "data": torch.cat([batch["data"] for batch in batches]),
+            "target": [torch.cat(level) for level in zip(*(batch["target"] for batch in batches), strict=True)],
+            "keys": [key for batch in batches for key in batch["keys"]],
+        }
+        parts.dataloader_train = iter(batches[1:])
+        for trainer, batch in ((parts, batches[0]), (one, together)):
+            in_double(trainer).train_step(batch)
+        for name in ("network", "qam"):
+            theirs = getattr(one, name).named_parameters()
+            for (key, a), (_, b) in zip(getattr(parts, name).named_parameters(), theirs, strict=True):
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9, msg=key)
+
+    def test_both_passes_of_an_accumulated_step_see_the_same_dropout(self, in_world):
+        trainer = started(in_world, batch_size=1, quality={"accumulate": 2, "memory": 0})
+        trainer.network.decoder.register_forward_hook(
+            lambda _, __, output: [nn.functional.dropout(level, 0.5) for level in output]
+        )
+        seen, answer = [], trainer.answer
+        trainer.answer = lambda *given: seen.append(answer(*given)) or seen[-1]
+        trainer.train_step(next(trainer.dataloader_train))
+        losses = [answer.losses.item() for answer in seen]
+        assert losses[:2] == losses[2:]
+        assert losses[0] != losses[1]
+
+    def test_a_refining_network_is_judged_by_its_last_pass_and_trained_on_all(self, in_world):
+        trainer = started(in_world, trainer=QualityRefine, batch_size=1)
+        batch = next(trainer.dataloader_train)
+        with torch.no_grad():
+            passes = trainer.network(batch["data"])
+            expected = trainer.loss(passes, batch["target"])
+        assert trainer.final_logits(passes, batch["target"]) is passes[-1][0]
+        assert trainer.train_step(batch)["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+    def test_an_organ_that_was_not_contoured_is_not_judged(self, in_world, world):
+        trainer = started(in_world)
+        network = trainer.network
+        trainer._absent = {case: [False, True, False, False] for case in world.cases}
+        seen = []
+        trainer.qam.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        answer = trainer.answer(next(trainer.dataloader_train), 1.0)
+        assert answer.samples.displacement[:, 0].isnan().all()
+        assert not answer.samples.predicted[:, 0].any()
+        assert not seen[0][:, 2].any()
+        assert trainer.network is network
+
+    def test_no_option_is_without_effect_on_the_competition(self, in_world):
+        asked = {"lambda_": 1.5, "ocm": False, "min_foreground": 7, "memory": 9, "case_memory": True, "qam_lr": 0.125}
+        trainer = started(in_world, quality=asked)
+        competition = trainer.competition
+        assert (competition.bound, competition.bounded, competition.min_foreground) == (1.5, False, 7)
+        assert competition.memory.size == 9
+        assert competition.cases is not None
+        assert trainer.qam_optimizer.param_groups[0]["lr"] == 0.125
+
+    def test_gradients_of_both_networks_are_limited(self, in_world, monkeypatch):
+        limited = []
+        monkeypatch.setattr(
+            torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: limited.append((len(list(parameters)), norm))
+        )
+        trainer = started(in_world)
+        trainer.train_step(next(trainer.dataloader_train))
+        sizes = [len(list(network.parameters())) for network in (trainer.network, trainer.qam)]
+        assert limited == [(size, 12) for size in sizes]
+
+
+@pytest.mark.slow
+class TestWhatTheQamSees:
+    @pytest.mark.parametrize(("kind", "channels"), list(zip(KINDS, (5, 3, 5, 3), strict=True)))
+    def test_image_heads_and_validity(self, in_world, kind, channels):
+        trainer = started(in_world, dataset=KINDS[kind])
+        seen = []
+        trainer.qam.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        batch = next(trainer.dataloader_train)
+        trainer.train_step(batch)
+        assert seen[0].shape == (2, channels, 40, 40)
+        assert torch.equal(seen[0][:, :1], batch["data"])
+        labels = seen[0][:, 1:]
+        assert set(labels.unique().tolist()) == {0, 1}
+        if kind == "labels":
+            assert torch.equal(labels.argmax(1, keepdim=True), batch["target"][0].long())
+        if kind == "ignore":
+            assert torch.equal(labels[:, -1:] == 0, batch["target"][0] == 3)
+            assert not labels[:, :-1].sum(1, keepdim=True)[labels[:, -1:] == 0].any()
+        if kind == "regions with ignore":
+            assert not labels[:, :1][labels[:, -1:] == 0].any()
+
+    def test_not_the_previous_segmentation_of_a_cascade(self, in_world):
+        trainer = started(in_world)
+        trainer.is_cascaded, trainer.num_input_channels = True, 1 + 3
+        image, heads = torch.randn(2, 4, 8, 8), torch.zeros(2, 4, 8, 8, dtype=torch.bool)
+        assert torch.equal(trainer.qam_inputs(image, heads, None)[:, :1], image[:, :1])
+        assert trainer.qam_inputs(image, heads, None).shape[1] == trainer._build_qam().blocks[0][0].in_channels == 5
+
+    def test_pools_as_the_planned_network_does(self, in_world):
+        trainer = started(in_world, "3d_fullres")
+        planned = [tuple(stride) for stride in trainer.configuration_manager.pool_op_kernel_sizes][1:5]
+        assert trainer.qam.strides[: len(planned)] == planned
+        assert trainer.qam.strides[len(planned) :] == [(2, 2, 2)] * (4 - len(planned))
+
+    def test_displacements_are_in_mm_of_the_patch(self, in_world, monkeypatch):
+        seen = []
+        from nnunet_ext.training import quality_samples
+
+        original = quality_samples.boundary_displacement
+        monkeypatch.setattr(
+            quality_samples,
+            "boundary_displacement",
+            lambda p, y, spacing, valid: seen.append(list(spacing)) or original(p, y, spacing, valid),
+        )
+        for configuration, spacing in (("2d", [1, 1]), ("3d_fullres", [3, 1, 1])):
+            trainer = started(in_world, configuration)
+            trainer.train_step(next(trainer.dataloader_train))
+            assert seen.pop() == pytest.approx(spacing)
+
+
+def test_exclusive_cross_entropy_of_a_sample_is_that_of_the_plain_loss():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(3, 4, 5, 5, generator=generator), torch.randint(0, 4, (3, 1, 5, 5))
+    for ignore in (None, 3):
+        alone = [ExclusiveBCELoss(ignore)(logits[i : i + 1], labels[i]) for i in range(3)]
+        torch.testing.assert_close(exclusive_bce_per_sample(logits, labels, ignore), torch.stack(alone))
+
+
+def test_the_number_of_a_case_survives_as_a_double():
+    numbers = [case_number(f"case_{i}") for i in range(1000)]
+    assert len(set(numbers)) == 1000
+    assert torch.tensor(numbers, dtype=torch.float64).long().tolist() == numbers
+
+
+# --- an epoch --------------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "quality_weights.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.slow
+class TestReport:
+    def test_weights_of_the_cases_and_a_line_for_the_log(self, in_world, world):
+        trainer = started(in_world)
+        outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(4)]
+        trainer.on_train_epoch_end(outputs)
+        rows = table(Path(trainer.output_folder))
+        assert sum(int(row["samples"]) for row in rows) == 8
+        assert {row["case"] for row in rows} <= set(world.splits[0]["train"])
+        total = sum(int(row["samples"]) * float(row["weight"]) for row in rows)
+        found = trainer.journal.summary()
+        assert total / 8 == pytest.approx(found.mean, rel=1e-4)
+        assert all(row["score"] and row["driver"] for row in rows)
+        assert str(found) in Path(trainer.log_file).read_text()
+
+    def test_every_epoch_begins_with_an_empty_journal(self, in_world):
+        trainer = started(in_world)
+        trainer.train_step(next(trainer.dataloader_train))
+        trainer.on_train_epoch_start()
+        assert trainer.journal.summary().samples == 0
+
+    def test_a_collapse_is_said(self, in_world):
+        trainer = started(in_world)
+        given = Samples.of_rows(torch.rand(40, 4 + 4 * 3, dtype=torch.float64))
+        given = Samples(**{**vars(given), "case": torch.full((40,), float(case_number("case_3")), dtype=torch.float64),
+                           "answer": torch.tensor([9.0] + [-9.0] * 39, dtype=torch.float64)})  # fmt: skip
+        trainer.competition.bounded = False
+        trainer.journal.add(given, trainer.competition.judge(given, 1.0))
+        trainer.on_train_epoch_end([{"loss": np.array(1.0)}])
+        assert "WARNING: 40 samples weigh as much as" in Path(trainer.log_file).read_text()
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def after_step(in_world: Any, epoch: int = 0) -> tuple[Any, Path]:
+    trainer = started(in_world, quality={"case_memory": True})
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    trainer.current_epoch = epoch
+    trainer.logger.log("mean_fg_dice", 0.5, 0)
+    return trainer, Path(trainer.output_folder) / "checkpoint_latest.pth"
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b) or (a != a and b != b)
+
+
+def quality_state(trainer: Any) -> dict[str, Any]:
+    return copy.deepcopy(
+        {
+            "qam": trainer.bare_qam.state_dict(),
+            "optimizer": trainer.qam_optimizer.state_dict(),
+            "competition": trainer.competition.state_dict(),
+        }
+    )
+
+
+@pytest.mark.slow
+class TestCheckpoint:
+    def test_weights_are_those_of_the_plain_network(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        plain = in_world(nnUNetTrainerExtNoMirror, "2d")
+        plain.initialize()
+        content = torch.load(latest, weights_only=True)
+        plain.network.load_state_dict(content["network_weights"], strict=True)
+        assert "qam_weights" not in content
+        assert "quality" in content["nnunet_ext"]["settings"]
+
+    def test_what_the_qam_needs_comes_back(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        again = started(in_world, quality={"case_memory": True})
+        assert not equal(quality_state(trainer), quality_state(again))
+        again.load_checkpoint(str(latest))
+        assert equal(quality_state(trainer), quality_state(again))
+        assert again.competition.cases.state_dict()
+
+    def test_its_file_loads_without_running_code(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        with torch.serialization.safe_globals([]):
+            assert torch.load(quality_file(latest), weights_only=True)["current_epoch"] == 1
+
+    def test_a_missing_or_damaged_file_is_said_and_the_segmenter_loads(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        best = quality_file(latest.with_name("checkpoint_best.pth"))
+        for spoil in (lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda path: path.unlink()):
+            for path in (quality_file(latest), best):
+                spoil(path)
+            again = started(in_world)
+            fresh = quality_state(again)
+            again.load_checkpoint(str(latest))
+            assert equal(fresh, quality_state(again))
+            assert not changed(state(trainer.network), again.network)
+            assert "no readable checkpoint_latest.quality.pth of epoch 1" in Path(again.log_file).read_text()
+
+    def test_a_run_killed_between_both_files_continues_with_those_of_one_epoch(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        wanted, whole = quality_state(trainer), latest.read_bytes()
+        trainer.train_step(next(trainer.dataloader_train))
+        trainer.current_epoch = 1
+        trainer.save_checkpoint(str(latest))
+        latest.write_bytes(whole)  # the quality file of epoch 2 was written, the checkpoint was not
+        for path in latest.parent.glob("checkpoint_best*"):
+            path.unlink()
+        for _ in range(2):  # killed once more
+            again = started(in_world, quality={"case_memory": True})
+            again.load_checkpoint(str(latest))
+            assert equal(wanted, quality_state(again))
+
+    def test_a_finished_training_keeps_no_more_than_the_checkpoints_do(self, in_world):
+        trainer, latest = after_step(in_world)
+        for trainer.current_epoch in (1, 2):
+            trainer.save_checkpoint(str(latest))
+        names = {path.name for path in latest.parent.glob("*.pth")}
+        assert {"checkpoint_previous.quality.pth", "checkpoint_latest.quality.pth"} <= names
+        trainer.on_train_end()
+        kept = sorted(path.name for path in latest.parent.glob("*.pth"))
+        assert kept == [f"checkpoint_{n}.{e}" for n in ("best", "final") for e in ("pth", "quality.pth")]
+
+    def test_without_checkpointing_nothing_is_written(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.disable_checkpointing = True
+        trainer.save_checkpoint(str(latest))
+        assert not quality_file(latest).exists()
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command(world: SimpleNamespace) -> list[str]:
+    """Arguments that train one sample at a time, under plans in which all compete soon."""
+    plans = json.loads((world.preprocessed / f"{world.plans}.json").read_text())
+    plans["plans_name"] = "Weighing"
+    quality = {"burn_in": 0.3, "ramp": 0.5, "driver": "displacement", "min_foreground": 1, "case_memory": True}
+    plans["configurations"]["2d"]["nnunet_ext"].update(batch_size=1, num_iterations_per_epoch=4, quality=quality)
+    (world.preprocessed / "Weighing.json").write_text(json.dumps(plans))
+    return ["-m", "nnunet_ext.training.run", "901", "2d", "0", "-tr", "nnUNetTrainerExtQuality", "-p", "Weighing",
+            "-device", "cpu"]  # fmt: skip
+
+
+def fold_folder(results: Path) -> Path:
+    return results / "Dataset901_Drawn" / "nnUNetTrainerExtQuality__Weighing__2d" / "fold_0"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: SimpleNamespace, command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of one whole training."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    world.run(*command, nnUNet_results=str(results))
+    return results
+
+
+@pytest.mark.slow
+class TestWholeRun:
+    def test_a_killed_and_continued_training_ends_bit_identical(self, world, command, undisturbed, tmp_path):
+        process = subprocess.Popen(
+            [sys.executable, *command], env={**world.environment, "nnUNet_results": str(tmp_path)}, cwd="/",
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        fold = fold_folder(tmp_path)
+        try:
+            while not any("Epoch 2" in log.read_text() for log in fold.glob("training_log_*.txt")):
+                assert process.poll() is None, "the training ended before it could be killed"
+                time.sleep(0.02)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert not (fold / "checkpoint_final.pth").exists()
+        world.run(*command, nnUNet_results=str(tmp_path))
+        logs = "".join(log.read_text() for log in fold.glob("training_log_*.txt"))
+        assert "Continuing from checkpoint_latest.pth" in logs
+        assert "begin anew" not in logs
+        for name, keys in (
+            ("checkpoint_final.pth", ("network_weights", "optimizer_state")),
+            ("checkpoint_final.quality.pth", ("qam_weights", "qam_optimizer", "competition", "current_epoch")),
+        ):
+            whole, continued = (read_checkpoint(fold_folder(results) / name) for results in (undisturbed, tmp_path))
+            for key in keys:
+                assert equal(whole[key], continued[key]), f"{name}: {key}"
+        assert table(fold) == table(fold_folder(undisturbed))
+
+    def test_the_table_covers_every_epoch_and_burn_in_weighs_alike(self, undisturbed):
+        rows = table(fold_folder(undisturbed))
+        assert {row["epoch"] for row in rows} == {"0", "1", "2"}
+        first = [row for row in rows if row["epoch"] == "0"]
+        assert {(row["weight"], row["score"]) for row in first} == {("1", "")}
+        assert any(row["weight"] != "1" for row in rows)
+
+    def test_stock_prediction_needs_nothing_beside_the_checkpoint(self, world, undisturbed, tmp_path):
+        model = fold_folder(undisturbed).parent
+        alone = tmp_path / model.name
+        (alone / "fold_0").mkdir(parents=True)
+        for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
+            shutil.copyfile(model / name, alone / name)
+        expose_trainers()
+        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(alone), (0,), "checkpoint_final.pth")
+        image = world.raw / "imagesTr" / "case_0_0000.nii.gz"
+        predictor.predict_from_files_sequential([[str(image)]], [str(tmp_path / "case_0")], save_probabilities=False)
+        assert nibabel.load(tmp_path / "case_0.nii.gz").shape == nibabel.load(image).shape
+
+    def test_the_published_trainer_trains(self, in_world):
+        trainer = in_world(nnUNetTrainerExtQualityLiteral, "2d", nnunet_ext={"num_epochs": 1, "batch_size": 4})
+        trainer.run_training()
+        assert trainer.competition.memory.size == 0
+        assert len(table(Path(trainer.output_folder))) > 0
