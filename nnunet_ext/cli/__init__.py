@@ -10,7 +10,10 @@ import click
 from nnunet_ext import __version__
 from nnunet_ext.errors import NnunetExtError
 
-VERBS = ("env", "doctor", "convert", "plan", "roi", "train", "select", "fuse", "predict", "evaluate", "demo")
+VERBS = (
+    "env", "doctor", "convert", "plan", "roi", "noise", "train", "select", "fuse", "predict", "evaluate", "audit",
+    "demo",
+)  # fmt: skip
 
 
 class _Verbs(click.Group):

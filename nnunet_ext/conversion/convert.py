@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnunet_ext.conversion.extent import crop_case, with_slices
 from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.loading import load_case
+from nnunet_ext.conversion.overlap import overlap_regions, overlap_swap_pairs
 from nnunet_ext.conversion.record import CaseRecord, record_of, stamp_of
 from nnunet_ext.conversion.report import failures_as_text, report_of
 from nnunet_ext.conversion.source import Case, Source
@@ -86,7 +87,7 @@ def convert(
         raise InputError(
             f"dataset number {number} is taken by {taken[0]}; choose another number or add --overwrite to replace it."
         )
-    _check_elsewhere(elsewhere, number, workplace.final.name)
+    check_elsewhere(elsewhere, number, workplace.final.name)
     source = _with_test_cases(source, seed)
     with workplace.locked():
         workplace.prepare(_signature(source), overwrite=overwrite)
@@ -117,7 +118,12 @@ def taken_by(raw: Path, number: int) -> list[Path]:
     return sorted(path for path in raw.glob(f"Dataset{number:03d}_*") if path.is_dir())
 
 
-def _check_elsewhere(folders: Sequence[Path], number: int, dataset: str) -> None:
+def check_elsewhere(folders: Sequence[Path], number: int, dataset: str) -> None:
+    """Refuse a number that another of nnU-Net's folders knows under another name.
+
+    Raises:
+        InputError: it does; nnU-Net would then find neither.
+    """
     others = [path for folder in folders for path in taken_by(folder, number) if path.name != dataset]
     if others:
         raise InputError(
@@ -248,9 +254,12 @@ def _write_sidecars(
 
 def dataset_json(source: Source, training_cases: int) -> dict[str, Any]:
     """The content of nnU-Net's dataset.json, with our own block beside it."""
+    overlap = {"regions_class_order": list(source.painting)} if source.painting else {}
+    pairs = overlap_swap_pairs(source.organs) if source.painting else swap_pairs(source.organs)
     return {
         "channel_names": {str(i): channel for i, channel in enumerate(source.channels)},
-        "labels": {"background": 0, **source.organs},
+        "labels": {"background": 0, **(overlap_regions(source.organs) if source.painting else source.organs)},
+        **overlap,
         "numTraining": training_cases,
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": READER,
@@ -260,7 +269,7 @@ def dataset_json(source: Source, training_cases: int) -> dict[str, Any]:
         "nnunet_ext": {
             "source": source.name,
             "converter_version": source.version,
-            "swap_pairs": [list(pair) for pair in swap_pairs(source.organs)],
+            "swap_pairs": [list(pair) for pair in pairs],
             **facts_of(source.treatment),
             **source.facts,
         },

@@ -11,7 +11,8 @@ from nnunet_ext.conversion.checks import check_same_grid, read_checked_image, re
 from nnunet_ext.conversion.hdf5 import load_hdf5_case
 from nnunet_ext.conversion.loaded_case import LoadedCase
 from nnunet_ext.conversion.organ_files import paint_organs
-from nnunet_ext.conversion.source import Case, Hdf5Case, NiftiCase, Source, SparseCase
+from nnunet_ext.conversion.radiograph import load_radiograph
+from nnunet_ext.conversion.source import Case, Hdf5Case, NiftiCase, RadiographCase, Source, SparseCase
 from nnunet_ext.conversion.sparse import load_sparse_case
 from nnunet_ext.conversion.treatment import move_onto
 from nnunet_ext.errors import InputError
@@ -32,6 +33,8 @@ def load_case(case: Case, source: Source) -> LoadedCase:
         return load_sparse_case(case, source)
     if isinstance(case, Hdf5Case):
         return load_hdf5_case(case, source)
+    if isinstance(case, RadiographCase):
+        return load_radiograph(case, source)
     return _load_nifti_case(case, source)
 
 

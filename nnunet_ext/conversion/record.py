@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext.conversion.loaded_case import LoadedCase
+from nnunet_ext.conversion.overlap import has_bit
 from nnunet_ext.conversion.source import Case, Source
 
 
@@ -103,13 +104,13 @@ def _measure(loaded: LoadedCase, source: Source) -> tuple[dict[str, float], dict
     left_mm: dict[str, float] = {}
     if loaded.labels is None:
         return volumes, left_mm
-    names = {number: organ for organ, number in source.organs.items()}
     where = np.argwhere(loaded.labels)
     numbers = loaded.labels[tuple(where.T)]
-    for number in np.unique(numbers).tolist():
-        voxels = where[numbers == number]
-        volumes[names[number]] = round(len(voxels) * loaded.grid.voxel_ml, 4)
-        left_mm[names[number]] = float(loaded.grid.points_mm([voxels.mean(axis=0)])[0, 0])
+    for organ, number in source.organs.items():
+        voxels = where[has_bit(numbers, number) if source.painting else numbers == number]
+        if len(voxels):
+            volumes[organ] = round(len(voxels) * loaded.grid.voxel_ml, 4)
+            left_mm[organ] = float(loaded.grid.points_mm([voxels.mean(axis=0)])[0, 0])
     return volumes, left_mm
 
 

@@ -149,7 +149,38 @@ class Hdf5Case:
         return self.label_key is not None
 
 
-Case = NiftiCase | SparseCase | Hdf5Case
+@dataclass(frozen=True)
+class RadiographCase:
+    """A chest film: one picture, and one mask picture per structure (see ``conversion.radiograph``).
+
+    Args:
+        identifier: Name of the case in the dataset.
+        image: Raw ``.IMG`` or PNG.
+        masks: Structure to GIF or PNG.
+        size: Edge of the written image in pixels.
+        patient: Cases of one patient share a fold; empty means one patient per case.
+        fault: As for NiftiCase.
+    """
+
+    identifier: str
+    image: Path
+    masks: Mapping[str, Path]
+    size: int
+    patient: str = ""
+    fault: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that belong to the case."""
+        return (self.image, *self.masks.values())
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether somebody contoured it; always."""
+        return True
+
+
+Case = NiftiCase | SparseCase | Hdf5Case | RadiographCase
 
 
 @dataclass(frozen=True)
@@ -215,6 +246,8 @@ class Source:
         folds: Folds of the cross-validation, unless the user wants another number.
         test_share: Share of the patients with labels that is set aside as test cases, 0 to 1.
         held_out: The cases set aside; ``convert`` fills them in.
+        painting: Not empty where organs overlap: labels are written one bit per organ (``conversion.overlap``), and
+            this is nnU-Net's ``regions_class_order``: the label that every organ is exported with, in their order.
     """
 
     name: str
@@ -235,6 +268,7 @@ class Source:
     folds: int = 5
     test_share: float = 0.0
     held_out: frozenset[str] = frozenset()
+    painting: tuple[int, ...] = ()
 
     @property
     def values(self) -> Mapping[int, int]:

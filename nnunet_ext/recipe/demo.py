@@ -89,7 +89,7 @@ def run(source: Source, output: Path, say: Callable[[str], None], recipe: Recipe
     for case in split.unseen:  # before training, so that a bad file is named now and not after it
         _copy_unseen(case, source, output)
     say(f"{len(split.training.cases)} cases to train on, {len(split.unseen)} kept unseen")
-    train(recipe, default_at_once(recipe), say)
+    train(recipe, default_at_once(recipe.device), say)
     _judge(recipe, split, output, say)
     say(f"cross-validation, fusion table, logs: {result_folder(recipe)}")
     say(f"unseen cases: {output / 'predictions'}, scores: {output / 'evaluation'}, picture: {output / 'overlay.png'}")

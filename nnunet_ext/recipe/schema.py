@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,17 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.planning.names import NETWORKS
+from nnunet_ext.planning.published import published as published_preset
 from nnunet_ext.roi.region import NO_MODEL, TRUTH, Region
 from nnunet_ext.settings import TrainerSettings, resolve_settings
 
 PUBLISHED = "nnunet_ext.recipe.published"
+Kind = Literal["recipe", "study"]
 
 
 class Planning(BaseModel):
     """How the dataset of a model is planned.
 
     Args:
-        preset: "default" (nnU-Net's planner for ``gpu_gb``) or "cpu".
+        preset: "default" (nnU-Net's planner for ``gpu_gb``), "cpu", or "published": what the paper of the network says,
+            its training settings included.
         network: "plain" (nnU-Net's own), or one of ours: key of ``planning.names.NETWORKS``.
         axial: Keep the head-foot axis first, so that 2D reads axial slices.
         gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB.
@@ -39,7 +44,7 @@ class Planning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: Literal["default", "cpu"] = "default"
+    preset: Literal["default", "cpu", "published"] = "default"
     network: str = "plain"
     axial: bool = True
     gpu_gb: float | None = Field(None, gt=0)
@@ -57,6 +62,15 @@ class Planning(BaseModel):
         if network not in NETWORKS:
             raise ValueError(f"there is no network {network}; known are {', '.join(NETWORKS)}")
         return network
+
+    @model_validator(mode="after")
+    def _paper_exists(self) -> Planning:
+        if self.preset == "published":
+            try:
+                published_preset(self.network)
+            except InputError as error:
+                raise ValueError(str(error).rstrip(".")) from error
+        return self
 
 
 class Model(BaseModel):
@@ -90,11 +104,7 @@ class Model(BaseModel):
     @field_validator("settings")
     @classmethod
     def _known_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        try:  # now, not when the model's turn comes after hours
-            resolve_settings(TrainerSettings, settings, "settings")
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        return settings
+        return check_settings(settings)
 
     @property
     def folder_name(self) -> str:
@@ -204,16 +214,11 @@ class Recipe(BaseModel):
         Raises:
             InputError: no such recipe, no YAML, or content that does not fit; every fault is named.
         """
-        path, text = _recipe_text(where)
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        path, content = read_page(where, "recipe")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-            raise InputError(f"{path}: {faults}.") from error
+            raise InputError(faults_of(error, path)) from error
 
 
 def locators_of(model: Model) -> tuple[str, ...]:
@@ -223,25 +228,71 @@ def locators_of(model: Model) -> tuple[str, ...]:
     return (model.region.source, *model.region.fallback)
 
 
-def published() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files(PUBLISHED).iterdir() if p.name.endswith(".yaml")
-    )
+def published(kind: Kind = "recipe") -> list[str]:
+    """Names of the pages of a kind that come with the package."""
+    pages = [p for p in resources.files(PUBLISHED).iterdir() if p.name.endswith(".yaml")]
+    return sorted(p.name.removesuffix(".yaml") for p in pages if kind_of(p.read_text(encoding="utf-8")) == kind)
 
 
-def _recipe_text(where: str | Path) -> tuple[str, str]:
+def kind_of(text: str) -> Kind:
+    """A study compares methods, a recipe composes models."""
+    return "study" if re.search(r"^methods:", text, flags=re.MULTILINE) else "recipe"
+
+
+def page_text(where: str | Path, kinds: Sequence[Kind]) -> tuple[str, str]:
+    """Name and text of a page: a YAML file, or a published one by its name.
+
+    Raises:
+        InputError: there is none of these kinds.
+    """
     path = Path(where)
+    names = ", ".join(name for kind in kinds for name in published(kind))
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"{path} does not exist; published recipes are given by name: {', '.join(published())}.")
+            raise InputError(f"{path} does not exist; published {_plural(kinds)} are given by name: {names}.")
         try:
             return str(path), path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
-    if str(where) not in published():
-        raise InputError(f"no recipe {where}; give a .yaml file or one of: {', '.join(published())}.")
+    if str(where) not in names.split(", "):
+        raise InputError(f"no {kinds[0]} {where}; give a .yaml file or one of: {names}.")
     return str(where), (resources.files(PUBLISHED) / f"{where}.yaml").read_text(encoding="utf-8")
+
+
+def read_page(where: str | Path, kind: Kind) -> tuple[str, Any]:
+    """Name and content of a page.
+
+    Raises:
+        InputError: there is none of this kind, or it is no YAML.
+    """
+    path, text = page_text(where, [kind])
+    try:
+        return path, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def faults_of(error: ValidationError, path: str) -> str:
+    """Every fault of a page in one sentence."""
+    faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'page'}: {e['msg']}" for e in error.errors())
+    return f"{path}: {faults}."
+
+
+def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Training settings that every trainer of ours would take; for pydantic.
+
+    Raises:
+        ValueError: unknown key or wrong type.
+    """
+    try:  # now, not when the model's turn comes after hours
+        resolve_settings(TrainerSettings, settings, "settings")
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return settings
+
+
+def _plural(kinds: Sequence[Kind]) -> str:
+    return " and ".join({"recipe": "recipes", "study": "studies"}[kind] for kind in kinds)
 
 
 def _check_region(recipe: Recipe, name: str, model: Model) -> None:

@@ -227,9 +227,9 @@ def _command(device: str, model: Model, fold: int) -> Sequence[str]:
             "-p", model.plans, "-device", device]  # fmt: skip
 
 
-def default_at_once(recipe: Recipe) -> int:
+def default_at_once(device: str) -> int:
     """Trainings side by side: one per core on a CPU (each uses one thread), one on a GPU."""
-    return max(1, (os.cpu_count() or 1) if recipe.device == "cpu" else 1)
+    return max(1, (os.cpu_count() or 1) if device == "cpu" else 1)
 
 
 def result_folder(recipe: Recipe) -> Path:

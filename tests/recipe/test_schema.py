@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.recipe.schema import Recipe, locators_of, published
+from nnunet_ext.recipe.schema import Planning, Recipe, locators_of, published
 
 Page = dict[str, Any]
 Write = Callable[..., Path]
@@ -72,6 +72,12 @@ def test_every_published_recipe_loads_under_its_own_name(name: str) -> None:
     assert recipe.name == name
     assert set(recipe.in_order()) == set(recipe.models)
     assert recipe.source
+
+
+def test_the_published_preset_needs_a_network_with_a_paper() -> None:
+    assert Planning(preset="published", network="ras").preset == "published"
+    with pytest.raises(ValueError, match=r"no paper has trained refine:plain, .* refine:se-res have one"):
+        Planning(preset="published", network="refine:plain")
 
 
 def test_the_recipe_of_the_paper_has_22_organs_and_the_owners_of_the_paper() -> None:
