@@ -9,8 +9,9 @@ from nnunet_ext.planning.names import NETWORKS, describe_networks
 
 @click.command()
 @click.option("-d", "dataset_id", type=int, required=True, help="Number of the dataset.")
-@click.option("--preset", type=click.Choice(["default", "cpu"]), default="default", show_default=True,
-              help="cpu: small networks and patches that learn in minutes on two cores.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["default", "cpu", "published"]), default="default", show_default=True,
+              help="cpu: small networks and patches that learn in minutes on two cores; published: patch, batch, "
+                   "window, widths and training of the network's paper.")  # fmt: skip
 @click.option("--network", type=click.Choice(list(NETWORKS)), default="plain", show_default=True,
               help=describe_networks())  # fmt: skip
 @click.option(
@@ -21,7 +22,7 @@ from nnunet_ext.planning.names import NETWORKS, describe_networks
 @click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB (preset default).")
 @click.option("--spacing-mm", type=click.FloatRange(min=0, min_open=True), nargs=3, metavar="Z Y X",
               help="Voxel size to resample to; default nnU-Net's choice.")  # fmt: skip
-@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU][Context|RAS|…].")
+@click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU|Published][Context|RAS|…].")
 @click.option("-np", "processes", type=int, default=2, show_default=True, help="Worker processes.")
 @click.option("--no-pp", "no_preprocessing", is_flag=True, help="Plan only, do not preprocess.")
 def command(

@@ -13,10 +13,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.locations import nnunet_folder
+from nnunet_ext.planning import published
 from nnunet_ext.planning.networks import PLANNERS
-from nnunet_ext.preprocessing.windows import ct_normalization_numbers
+from nnunet_ext.preprocessing.windows import SIGNED, ct_normalization_numbers
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
 
 
@@ -55,28 +57,56 @@ def make_plans(
 
     Args:
         dataset_id: Number of the dataset.
-        preset: "default" (nnU-Net's planner) or "cpu".
+        preset: "default" (nnU-Net's planner), "cpu", or "published" (what the paper of the network says, as in
+            ``planning.published``).
         axial: Keep the head-foot axis first.
-        gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB. The cpu preset ignores it.
+        gpu_gb: GPU memory to plan for; None is nnU-Net's 8 GB. The cpu preset ignores it, and the published one does in
+            the paper's configuration.
         plans_name: Name of the plans; None is the planner's own.
-        spacing_mm: Voxel size (Z, Y, X) of the 3D configuration; None is nnU-Net's choice. Coarse voxels make a cheap
-            localiser that sees the whole image at once.
+        spacing_mm: Voxel size (Z, Y, X) of the 3D configuration; None is the paper's or nnU-Net's choice. Coarse voxels
+            make a cheap localiser that sees the whole image at once.
         network: Key of ``planning.names.NETWORKS``.
 
     Returns:
         Name of the plans written.
+
+    Raises:
+        InputError: the published preset of a network without a paper, or without a CT channel for its window.
     """
+    paper = published.published(network) if preset == "published" else None
     os.environ.setdefault("nnUNet_n_proc_DA", "1")
     if os.environ["nnUNet_n_proc_DA"] == "0":
         os.environ["nnUNet_n_proc_DA"] = "1"  # the planner crashes on 0
-    kind = PLANNERS[network][preset]
+    kind = PLANNERS[network]["default" if paper else preset]
+    if paper and spacing_mm is None:
+        spacing_mm = paper.spacing_mm
+    usual_name = published.plans_name(kind.default_plans_name) if paper else kind.default_plans_name
     options: dict[str, Any] = {} if gpu_gb is None else {"gpu_memory_target_in_gb": gpu_gb}
     if spacing_mm is not None:
         options["overwrite_target_spacing"] = tuple(map(float, spacing_mm))  # nnU-Net refuses whole numbers
-    planner = kind(dataset_id, plans_name=plans_name or kind.default_plans_name, **options)
+    planner = kind(dataset_id, plans_name=plans_name or usual_name, **options)
     planner.keep_axial = axial
     planner.plan_experiment()
-    return str(planner.plans_identifier)
+    name = str(planner.plans_identifier)
+    if paper:
+        try:
+            _publish(dataset_id, name, paper)
+        except InputError:
+            _plans(dataset_id, name, paper.configuration)[0].unlink()  # half a paper is nobody's plans
+            raise
+    return name
+
+
+def _publish(dataset_id: int, plans_name: str, paper: published.Published) -> None:
+    """Write what a paper says over the planned values of its configuration."""
+    path, plans = _plans(dataset_id, plans_name, paper.configuration)
+    settings = plans["configurations"][paper.configuration]
+    settings["patch_size"] = list(paper.patch_size)
+    settings["batch_size"] = paper.settings["batch_size"]
+    settings["architecture"]["arch_kwargs"].update(paper.architecture)
+    settings[PLANS_BLOCK] = dict(paper.settings)
+    write_json(path, plans)
+    override(dataset_id, plans_name, paper.configuration, published.choices(paper))
 
 
 def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mapping[str, Any]) -> None:
@@ -87,7 +117,8 @@ def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mappi
         plans_name: Name of its plans.
         configuration: Which configuration.
         wanted: ``patch_size``, ``base_features``, ``max_features``, ``resampling`` (False: every image keeps its
-            grid), ``normalization`` and ``window_hu``, as in ``recipe.schema.Planning``.
+            grid), ``normalization`` and ``window_hu``, as in ``recipe.schema.Planning``; ``window_to`` is the range
+            of the window, −1 to 1 where it is missing.
 
     Raises:
         InputError: unknown configuration, or a window without a CT channel.
@@ -109,12 +140,13 @@ def override(dataset_id: int, plans_name: str, configuration: str, wanted: Mappi
     if wanted.get("normalization"):
         settings["normalization_schemes"] = [wanted["normalization"]] * len(settings["normalization_schemes"])
     if wanted.get("window_hu"):
-        _set_window(plans, *wanted["window_hu"])
+        low, high = wanted["window_hu"]
+        _set_window(plans, low, high, wanted.get("window_to", SIGNED))
     if plans != before:
         write_json(path, plans)
 
 
-def _set_window(plans: dict[str, Any], low: float, high: float) -> None:
+def _set_window(plans: dict[str, Any], low: float, high: float, to: tuple[float, float]) -> None:
     """Give nnU-Net's CTNormalization a window instead of the percentiles that it measured.
 
     Raises:
@@ -123,7 +155,7 @@ def _set_window(plans: dict[str, Any], low: float, high: float) -> None:
     schemes = [scheme for c in plans["configurations"].values() for scheme in c.get("normalization_schemes", [])]
     if "CTNormalization" not in schemes:
         raise InputError(f"{plans['plans_name']} has no channel that is normalised as CT, so window_hu has no meaning.")
-    numbers = ct_normalization_numbers(low, high)
+    numbers = ct_normalization_numbers(low, high, to)
     for configuration in plans["configurations"].values():
         for channel, scheme in enumerate(configuration.get("normalization_schemes", [])):
             if scheme == "CTNormalization":
@@ -170,7 +202,14 @@ def write_settings(dataset_id: int, plans_name: str, configuration: str, setting
 
 
 def preprocess(dataset_id: int, plans_name: str, configurations: Sequence[str], processes: int) -> None:
-    """Preprocess configurations of a dataset with nnU-Net's own preprocessor."""
+    """Preprocess configurations of a dataset with nnU-Net's own preprocessor.
+
+    The list of contoured labels goes along, for machines that train without the raw data.
+    """
+    name = dataset_name(dataset_id)
+    listed = nnunet_folder("nnUNet_raw") / name / PRESENT_FILE
+    if listed.exists():
+        write_json(nnunet_folder("nnUNet_preprocessed") / name / PRESENT_FILE, read_present(listed))
     preprocess_dataset(
         dataset_id, plans_name, tuple(configurations), [processes], verbose=False, show_progress_bar=False
     )

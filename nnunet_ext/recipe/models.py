@@ -83,8 +83,8 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     """Load the weights of some folds of a trained model.
 
     Raises:
-        InputError: a file is missing or damaged, the plans name code that is not a network, or the model was not
-            trained on data in our canonical orientation.
+        InputError: a file is missing or damaged, the plans name code that is not a network or describe one that
+            cannot be built, or the model was not trained on data in our canonical orientation.
     """
     expose_trainers()
     plans, dataset_json = _description(folder / "plans.json"), _description(folder / "dataset.json")
@@ -100,13 +100,19 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = _trainer(contents[0]["trainer_name"], folder)
         predictor = CasePredictor(device=torch.device(device), allow_tqdm=False)
-    network = trainer.build_network_architecture(
-        manager,
-        configuration,
-        determine_num_input_channels(manager, configuration, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    ).to(predictor.device)
+    try:
+        network = trainer.build_network_architecture(
+            manager,
+            configuration,
+            determine_num_input_channels(manager, configuration, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        ).to(predictor.device)
+    except (ValueError, TypeError) as error:  # what our networks say to keywords that they cannot use
+        raise InputError(
+            f"{folder}/plans.json describes a network that cannot be built: {str(error).rstrip('.')}; copy the model "
+            "again, or plan and train it anew."
+        ) from error
     weights = [content["network_weights"] for content in contents]
     network.load_state_dict(weights[0])
     predictor.manual_initialization(network, manager, configuration, weights, dataset_json, contents[0]["trainer_name"],

@@ -185,3 +185,28 @@ class nnUNetTrainerExtDeepRes(nnUNetTrainerExtNetwork):
     def architecture(cls, plans: PlansManager, configuration: ConfigurationManager) -> Architecture:
         """DeepResUNet, with ReLU and the plans' norm unless the plans name it with other keywords."""
         return replaced(planned_architecture(configuration), DeepResUNet, cls.__name__)
+
+
+class nnUNetTrainerExtDeepResPublished(nnUNetTrainerExtDeepRes):
+    """Trains DeepResUNet as published: Adam 1e-4, two patches at a time, Dice, no auxiliary outputs, early stop.
+
+    Use it to repeat the published comparison with plans that exist; ``nnunet-ext plan --network deep-res --preset
+    published`` has the same settings and the paper's patch as well. Settings in the plans go before these, so plan with
+    the default preset, not with cpu.
+
+    Source: residual U-Net on synthetic MR of the pelvis (56 patients, 2D patches of 256×256): Adam 1e-4, batch size 2,
+    Dice loss, random crops, early stopping. Differs: mirrors that do not confuse left and right are made as well; the
+    patience of 50 epochs without a new best running Dice and the limit of 1000 epochs are ours, the paper gives
+    neither; the rate is constant and there is no weight decay, because none is given; width, depth, patch and
+    normalisation are the plans'.
+    """
+
+    optimizer = "Adam"
+    initial_lr = 1e-4
+    weight_decay = 0.0
+    lr_schedule = "constant"
+    batch_size = 2
+    loss = "dice"
+    deep_supervision = False
+    augmentation = "flips"
+    early_stop = 50

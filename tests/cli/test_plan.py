@@ -45,6 +45,16 @@ def test_network_and_voxel_size_reach_the_plans(world: SimpleNamespace) -> None:
     (world.preprocessed / "nnUNetPlansExtCPUContext.json").unlink()
 
 
+def test_the_published_preset_of_a_network_without_a_paper_is_refused_with_those_that_have_one(
+    world: SimpleNamespace,
+) -> None:
+    done = nnunet_ext(world, "plan", "-d", "901", "--preset", "published", "--network", "refine:plain", "--no-pp")
+    assert done.returncode == 2
+    assert done.stderr.startswith("nnunet-ext: no paper has trained refine:plain")
+    assert "ras" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(world: SimpleNamespace) -> None:
     done = nnunet_ext(world, "plan", "-d", "99")
     assert done.returncode == 2

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,24 +64,6 @@ NAMES = {
     for network, suffix in SUFFIXES.items()
     for preset in ("default", "cpu")
 }
-
-
-@pytest.fixture
-def planned(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Plans the tiny world in a folder of the test and returns the plans file."""
-    for name, value in world.environment.items():
-        if name.startswith("nnUNet_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    folder = tmp_path / world.dataset
-    folder.mkdir()
-    for name in ("dataset_fingerprint.json", "dataset.json"):
-        shutil.copy(world.preprocessed / name, folder / name)
-
-    def make(network: str, preset: str = "cpu", **options: Any) -> Path:
-        return folder / f"{plan.make_plans(901, preset, network=network, **options)}.json"
-
-    return make
 
 
 def configuration(path: Path, name: str = "3d_fullres") -> dict[str, Any]:

@@ -212,6 +212,30 @@ def test_a_foreign_network_behind_an_inherited_configuration_is_refused_too(tmp_
     assert "names os.system" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("drawn_evil.Network", "base must be the dotted path of a network"),
+        ("nnunet_ext.networks.refinement_unet.RefinementUNet", "RefinementUNet itself"),
+        (None, "argument: 'base'"),
+    ],
+)
+def test_a_refinement_of_something_that_is_no_network_is_refused_with_the_file(
+    tmp_path: Path, evil: Path, base: str | None, reason: str
+) -> None:
+    def refine(page: dict[str, Any]) -> None:
+        network_named("nnunet_ext.networks.refinement_unet.RefinementUNet")(page)
+        if base is not None:
+            page["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["base"] = base
+
+    folder = tmp_path / "model"
+    message = refusal(write_model(folder, refine))
+    assert message.startswith(f"{folder}/plans.json describes a network that cannot be built: ")
+    assert reason in message
+    assert message.endswith("plan and train it anew.")
+    assert not evil.exists()
+
+
 def test_a_checkpoint_that_needs_code_to_load_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from nnunet_ext.settings import TrainerSettings, resolve_settings
 from nnunet_ext.training.checkpoint import plain, read_checkpoint
 from nnunet_ext.training.networks import (
     nnUNetTrainerExtDeepRes,
+    nnUNetTrainerExtDeepResPublished,
     nnUNetTrainerExtRAS,
     nnUNetTrainerExtRASPublished,
     nnUNetTrainerExtSERes,
@@ -41,6 +42,7 @@ CLASSES = {
     nnUNetTrainerExtRASPublished: RASUNet,
     nnUNetTrainerExtSERes: SEResUNet,
     nnUNetTrainerExtDeepRes: DeepResUNet,
+    nnUNetTrainerExtDeepResPublished: DeepResUNet,
     nnUNetTrainerExtRefine: RefinementUNet,
     nnUNetTrainerExtRefinePublished: RefinementUNet,
 }
@@ -77,6 +79,21 @@ def test_the_published_ras_settings():
         loss="dice",
         deep_supervision=False,
         augmentation="flips",
+        mirror="auto",
+    )
+
+
+def test_the_published_deep_residual_settings():
+    assert resolve_settings(nnUNetTrainerExtDeepResPublished, {}, "test") == TrainerSettings(
+        optimizer="Adam",
+        initial_lr=1e-4,
+        weight_decay=0.0,
+        lr_schedule="constant",
+        batch_size=2,
+        loss="dice",
+        deep_supervision=False,
+        augmentation="flips",
+        early_stop=50,
         mirror="auto",
     )
 
