@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.geometry import Grid, body_axis
+from nnunet_ext.evaluation.axial import axes_upright, draw_outline, draw_slice, region_around, upright
+from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import atomic_path
 from nnunet_ext.labels import colours
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WINDOW_HU = (-160.0, 240.0)
 """The usual soft-tissue window, level 40, width 400."""
-
-MARGIN_MM = 45.0
-"""What is shown around the organs (our choice: the outline of a head fits)."""
 
 Labels = NDArray[np.integer]
 
@@ -60,12 +57,12 @@ def draw_overlay(
     for name, labels in contours.items():
         if labels.shape != image.shape:
             raise ValueError(f"{name} {labels.shape} and image {image.shape} differ in shape.")
-    order = _axes_upright(grid)
-    maps = {name: _upright(labels, grid, order) for name, labels in contours.items()}
+    order = axes_upright(grid)
+    maps = {name: upright(labels, grid, order) for name, labels in contours.items()}
     spacing_mm = tuple(grid.spacing_mm[axis] for axis in order)
     shown = {name: value for name, value in organs.items() if any((m == value).any() for m in maps.values())}
     figure = Figure(figsize=(13.5, 5.4), layout="constrained", facecolor="white")
-    _draw_slices(figure, _upright(image, grid, order), maps, spacing_mm, shown, window_hu)
+    _draw_slices(figure, upright(image, grid, order), maps, spacing_mm, shown, window_hu)
     _draw_legend(figure, shown, list(maps))
     figure.suptitle(title)
     with atomic_path(path) as temporary:
@@ -104,21 +101,6 @@ def _next_slice(cover: NDArray[np.float64], chosen: Sequence[int]) -> int:
     return int(gain.argmax())
 
 
-def _axes_upright(grid: Grid) -> tuple[int, int, int]:
-    """Array axes that run head-foot, front-back and left-right."""
-    z, y, x = (body_axis(grid.direction, patient_axis)[0] for patient_axis in (2, 1, 0))
-    if len({z, y, x}) < 3:
-        raise ValueError(f"direction {grid.direction} is too oblique for axial slices; resample the image first.")
-    return z, y, x
-
-
-def _upright(array: NDArray[Any], grid: Grid, order: tuple[int, int, int]) -> NDArray[Any]:
-    """The array with z to the head, y to the back and x to the patient's left: transposed and flipped."""
-    direction = np.reshape(grid.direction, (3, 3))
-    flipped = tuple(i for i, axis in enumerate(order) if direction[2 - i, 2 - axis] < 0)
-    return np.asarray(np.flip(array.transpose(order), flipped))
-
-
 def _draw_slices(
     figure: Figure,
     image: NDArray[Any],
@@ -128,39 +110,14 @@ def _draw_slices(
     window_hu: tuple[float, float],
 ) -> None:
     guide = maps.get("reference", next(iter(maps.values()), np.zeros(image.shape, dtype=np.uint8)))
-    rows, columns = _region(np.any([m > 0 for m in maps.values()], axis=0), spacing_mm)
+    rows, columns = region_around(np.any([m > 0 for m in maps.values()], axis=0), spacing_mm)
     slices = telling_slices(guide, organs)
     for ax, z in zip(np.atleast_1d(figure.subplots(1, len(slices))), slices, strict=True):
-        _draw_image(ax, image[z, rows, columns], spacing_mm, window_hu)
+        draw_slice(ax, image[z, rows, columns], spacing_mm, window_hu)
         for name, labels in maps.items():
-            _draw_lines(ax, labels[z, rows, columns], organs, _line(name))
+            for organ, rgb in colours(organs).items():
+                draw_outline(ax, labels[z, rows, columns] == organs[organ], rgb, _line(name))
         ax.set_title(f"slice {z + 1} of {len(image)}", fontsize=9)
-
-
-def _region(mask: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> tuple[slice, slice]:
-    """Rows and columns of the organs with a margin; everything where there is no organ."""
-    if not mask.any():
-        return slice(None), slice(None)
-    found = [np.flatnonzero(mask.any(axis=axes)) for axes in ((0, 2), (0, 1))]
-    margins = [round(MARGIN_MM / mm) for mm in spacing_mm[1:]]
-    rows, columns = (slice(max(0, f[0] - m), f[-1] + m + 1) for f, m in zip(found, margins, strict=True))
-    return rows, columns
-
-
-def _draw_image(ax: Axes, pixels: NDArray[Any], spacing_mm: tuple[float, ...], window_hu: tuple[float, float]) -> None:
-    low, high = window_hu
-    ax.imshow(pixels, cmap="gray", vmin=low, vmax=high, aspect=spacing_mm[1] / spacing_mm[2])
-    ax.set_axis_off()
-    for mark, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):
-        ax.text(x, 0.98, mark, color="white", transform=ax.transAxes, ha=side, va="top", fontweight="bold")
-
-
-def _draw_lines(ax: Axes, labels: Labels, organs: Mapping[str, int], line: str) -> None:
-    palette = colours(organs)
-    for name, value in organs.items():
-        mask = labels == value
-        if mask.any() and not mask.all():
-            ax.contour(mask, levels=[0.5], colors=[palette[name]], linestyles=[line], linewidths=1.3)
 
 
 def _draw_legend(figure: Figure, organs: Mapping[str, int], names: Sequence[str]) -> None:

@@ -1,0 +1,128 @@
+"""How a contour differs from a prediction of the same organ: how far, in which direction, and in what way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from nnunet_ext.evaluation.surfaces import foreground_extent, surface_distances, surface_points
+
+Kind = Literal["larger", "smaller", "shifted", "missing part", "extra part", "no contour", "no prediction", "other"]
+
+ONE_WAY = 0.6
+"""Our choice: share of the mean distance that must have one sign for a contour to be larger or smaller as a whole."""
+EXPLAINED = 0.5
+"""Our choice: a shift explains a difference if undoing it halves the mean distance."""
+PART = 0.1
+"""Our choice: a part is one connected piece of a tenth of the organ."""
+ELSEWHERE = 0.5
+"""Our choice: where a part is missing the rest agrees, so half of the surface is nearer than half the mean distance."""
+TOUCH_MM = 1e-6
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A contour beside a prediction.
+
+    Args:
+        kind: What the contour is, seen from the prediction.
+        assd_mm: Mean distance of the two surfaces. Where one of the two is empty, the radius of a ball of the other's
+            volume.
+        signed_mm: Mean distance with a sign, positive where the contour reaches farther than the prediction.
+        shift_mm: Centroid of the contour minus that of the prediction, (Z, Y, X); NaN where one is empty.
+        dsc: Overlap of the two.
+    """
+
+    kind: Kind
+    assd_mm: float
+    signed_mm: float
+    shift_mm: tuple[float, float, float]
+    dsc: float
+
+
+def deviation(
+    contour: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing_mm: Sequence[float]
+) -> Deviation | None:
+    """What is different about a contour; None where neither exists.
+
+    Args:
+        contour: What somebody drew.
+        prediction: What a model found that never saw this case.
+        spacing_mm: Voxel size (Z, Y, X).
+
+    Shape:
+        contour, prediction: (Z, Y, X) bool.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    box = foreground_extent(contour.view(np.uint8), prediction.view(np.uint8))
+    drawn, found = (np.pad(mask[box], 1) for mask in (contour, prediction))
+    volumes = np.count_nonzero(drawn), np.count_nonzero(found)
+    if not any(volumes):
+        return None
+    if not all(volumes):
+        radius_mm = float((3 * max(volumes) * np.prod(spacing_mm) / (4 * np.pi)) ** (1 / 3))
+        sign = 1.0 if volumes[0] else -1.0
+        kind: Kind = "no prediction" if volumes[0] else "no contour"
+        return Deviation(kind, radius_mm, sign * radius_mm, (float("nan"),) * 3, 0.0)
+    outward, inward = _signed(drawn, found, spacing_mm)
+    every = np.concatenate([outward, inward])
+    assd_mm, signed_mm = float(np.abs(every).mean()), float(every.mean())
+    shift = _centroid(drawn) - _centroid(found)
+    z, y, x = (float(v) for v in shift * np.asarray(spacing_mm))
+    dsc = 2.0 * np.count_nonzero(drawn & found) / sum(volumes)
+    kind = _kind(drawn, found, spacing_mm, shift, (outward, inward))
+    return Deviation(kind, assd_mm, signed_mm, (z, y, x), dsc)
+
+
+def _kind(
+    drawn: NDArray[np.bool_],
+    found: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    shift: NDArray[np.float64],
+    distances: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> Kind:
+    every = np.concatenate(distances)
+    mean = float(np.abs(every).mean())
+    if np.median(np.abs(every)) < ELSEWHERE * mean:
+        if every.mean() < 0 and _part(found & ~drawn, found):
+            return "missing part"
+        if every.mean() > 0 and _part(drawn & ~found, drawn):
+            return "extra part"
+    if np.any(np.rint(shift)) and mean > TOUCH_MM:
+        back = ndimage.shift(drawn.astype(np.uint8), -np.rint(shift), order=0).astype(bool)
+        if back.any() and np.abs(np.concatenate(_signed(back, found, spacing_mm))).mean() < EXPLAINED * mean:
+            return "shifted"
+    if every.mean() > ONE_WAY * mean:
+        return "larger"
+    if every.mean() < -ONE_WAY * mean:
+        return "smaller"
+    return "other"
+
+
+def _signed(
+    drawn: NDArray[np.bool_], found: NDArray[np.bool_], spacing_mm: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distances of the contour's surface from the prediction's, and of the prediction's from the contour's, in mm;
+    positive where the contour reaches farther."""
+    points = [surface_points(mask.view(np.uint8), [[1]], spacing_mm)[0] for mask in (drawn, found)]
+    to_found, to_drawn = surface_distances(points[0], points[1])
+    voxels = [tuple(np.rint(p / np.asarray(spacing_mm)).astype(int).T) for p in points]
+    return np.where(found[voxels[0]], -to_found, to_found), np.where(drawn[voxels[1]], to_drawn, -to_drawn)
+
+
+def _part(difference: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
+    """Whether a difference has one solid piece of a tenth of the organ: a shell of one voxel is none."""
+    solid = ndimage.binary_opening(difference, ndimage.generate_binary_structure(3, 1))
+    pieces, count = ndimage.label(solid)
+    return bool(count and np.bincount(pieces.ravel())[1:].max() >= PART * np.count_nonzero(whole))
+
+
+def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.asarray(np.array(np.nonzero(mask)).mean(axis=1), dtype=np.float64)

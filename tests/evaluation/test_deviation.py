@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_ext.evaluation.deviation import deviation
+
+SPACING_MM = (2.0, 1.0, 1.0)
+
+
+def ball(radius_mm: float, centre: tuple[float, float, float] = (20, 40, 40)) -> np.ndarray:
+    z, y, x = np.indices((40, 80, 80))
+    away = [(a - c) * mm for a, c, mm in zip((z, y, x), centre, SPACING_MM, strict=True)]
+    return np.sqrt(sum(a**2 for a in away)) <= radius_mm
+
+
+@pytest.mark.parametrize("radius_mm", [8, 12, 16])
+@pytest.mark.parametrize("by_mm", [2, 4])
+def test_an_even_difference_is_larger_or_smaller_and_measured_in_mm(radius_mm, by_mm):
+    large, small = ball(radius_mm + by_mm), ball(radius_mm)
+    outer, inner = deviation(large, small, SPACING_MM), deviation(small, large, SPACING_MM)
+    assert (outer.kind, inner.kind) == ("larger", "smaller")
+    assert outer.assd_mm == pytest.approx(by_mm, rel=0.25)
+    assert outer.signed_mm == pytest.approx(by_mm, rel=0.25)
+    assert inner.signed_mm == pytest.approx(-outer.signed_mm)
+
+
+@pytest.mark.parametrize("shift", [(3, 0, 0), (0, -6, 0), (2, 4, 4)])
+def test_a_moved_contour_is_shifted_by_what_it_was_moved(shift):
+    moved = ball(12, tuple(c + s for c, s in zip((20, 40, 40), shift, strict=True)))
+    found = deviation(moved, ball(12), SPACING_MM)
+    assert found.kind == "shifted"
+    assert found.shift_mm == pytest.approx(np.multiply(shift, SPACING_MM), abs=0.3)
+    assert abs(found.signed_mm) < 0.3
+
+
+def test_a_part_that_was_not_drawn_is_missing_and_one_too_many_is_extra():
+    whole = ball(14)
+    cut = whole.copy()
+    cut[23:] = False
+    missing, extra = deviation(cut, whole, SPACING_MM), deviation(whole, cut, SPACING_MM)
+    assert (missing.kind, extra.kind) == ("missing part", "extra part")
+    assert missing.signed_mm < 0 < extra.signed_mm
+
+
+def test_an_empty_mask_costs_as_much_as_the_organ_is_large():
+    none = np.zeros((40, 80, 80), bool)
+    lost, invented = deviation(none, ball(10), SPACING_MM), deviation(ball(10), none, SPACING_MM)
+    assert (lost.kind, invented.kind) == ("no contour", "no prediction")
+    assert lost.assd_mm == pytest.approx(10, rel=0.05)
+    assert lost.signed_mm == -lost.assd_mm
+    assert invented.signed_mm == invented.assd_mm
+    assert lost.dsc == 0
+    assert deviation(none, none, SPACING_MM) is None
+
+
+def test_equal_masks_do_not_deviate():
+    found = deviation(ball(9), ball(9), SPACING_MM)
+    assert (found.kind, found.assd_mm, found.dsc) == ("other", 0.0, 1.0)
+
+
+def test_ragged_edges_on_both_sides_are_nothing_of_the_kind():
+    rng = np.random.default_rng(0)
+    rim = ball(13) & ~ball(11)
+    ragged = ball(11) | (rim & (rng.random(rim.shape) < 0.5))
+    assert deviation(ragged, ball(12), SPACING_MM).kind == "other"
+    assert deviation(ragged, ball(12), SPACING_MM).assd_mm < 1.5
+
+
+def test_an_organ_at_the_border_of_the_image_is_no_fault():
+    at_edge = ball(12, (2, 3, 40))
+    assert deviation(at_edge, at_edge, SPACING_MM).assd_mm == 0
+    assert deviation(np.roll(at_edge, 6, axis=2), at_edge, SPACING_MM).kind == "shifted"
+
+
+def test_masks_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        deviation(np.ones((2, 2, 2), bool), np.ones((2, 2, 3), bool), SPACING_MM)

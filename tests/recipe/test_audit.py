@@ -1,0 +1,116 @@
+"""The audit of a trained model and of a recipe, on drawn results."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_ext.cli.audit import command
+from nnunet_ext.errors import InputError
+from nnunet_ext.geometry import Grid
+from nnunet_ext.io.atomic import write_json
+from nnunet_ext.io.nifti import write_image, write_labels
+from nnunet_ext.recipe.audit import audit
+
+DATASET = "Dataset701_Drawn"
+MODEL = "nnUNetTrainerExtNoMirror__nnUNetPlansExt__3d_fullres"
+GRID = Grid((16, 40, 40), (3.0, 1.5, 1.5))
+CASES = [f"case_{i:02d}" for i in range(10)]
+SPLITS = [{"train": CASES[5:], "val": CASES[:5]}, {"train": CASES[:5], "val": CASES[5:]}]
+ORGANS = {"Parotid_L": 1, "Parotid_R": 2}
+
+
+def drawn(seed: int) -> np.ndarray:
+    labels = np.zeros(GRID.shape, np.uint8)
+    y = 12 + seed % 4
+    labels[4:12, y : y + 12, 24:36] = 1
+    labels[4:12, y : y + 12, 4:16] = 2
+    return labels
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten cases, two finished folds whose predictions are right, and one planted error: case_07's left is too small."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    raw, folder = tmp_path / "raw" / DATASET, tmp_path / "results" / DATASET / MODEL
+    rng = np.random.default_rng(0)
+    for seed, case in enumerate(CASES):
+        truth = drawn(seed)
+        write_image(raw / "imagesTr" / f"{case}_0000.nii.gz", rng.normal(0, 20, GRID.shape).astype(np.float32), GRID)
+        fold = next(i for i, split in enumerate(SPLITS) if case in split["val"])
+        found = np.roll(truth, seed % 2, axis=2)  # no model is perfect
+        write_labels(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", found, GRID)
+        if case == "case_07":
+            truth[(truth == 1) & ~np.pad(truth[4:12] == 1, ((4, 4), (0, 0), (0, 0)))] = 0
+            truth[:, :, 30:36] = 0
+        write_labels(raw / "labelsTr" / f"{case}.nii.gz", truth, GRID)
+    for fold in (0, 1):
+        (folder / f"fold_{fold}" / "checkpoint_final.pth").touch()
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **ORGANS}, "file_ending": ".nii.gz"}
+    write_json(raw / "dataset.json", {**described, "numTraining": 10})
+    write_json(tmp_path / "preprocessed" / DATASET / "splits_final.json", SPLITS)
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "audit.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_planted_error_is_first_and_the_page_is_there(world, capsys):
+    command.main([str(world)], standalone_mode=False)
+    first = lines(world / "audit")[0]
+    assert (first["case"], first["organ"], first["fold"], first["rank"]) == ("case_07", "Parotid_L", "1", "1")
+    assert first["kind"] in ("smaller", "missing part")
+    assert float(first["signed_mm"]) < 0
+    assert len(lines(world / "audit")) == 20
+    assert (world / "audit" / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert "case_07" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_organs_that_were_not_contoured_are_not_judged(world, tmp_path):
+    present = {"case_07": [2], "case_01": [1]}
+    write_json(tmp_path / "raw" / DATASET / "present_labels.json", present)
+    rows = audit(str(world), tmp_path / "out", print)
+    assert len(rows) == 18
+    assert not {("case_07", "Parotid_L"), ("case_01", "Parotid_R")} & {(row.case, row.organ) for row in rows}
+
+
+def test_quality_weights_of_held_out_cases_count(world, tmp_path):
+    for fold, split in enumerate(SPLITS):
+        text = "case,weight\n" + "".join(f"{c},{0.01 if c == 'case_02' else 1.0}\n" for c in split["val"])
+        (world / f"fold_{fold}" / "quality_held_out.csv").write_text(text)
+    rows = audit(str(world), tmp_path / "out", print)
+    assert {row.case for row in rows[:2]} == {"case_02"}
+    assert rows[0].weight == 0.01
+
+
+def test_an_unfinished_fold_is_left_out_and_named(world, tmp_path):
+    for path in (world / "fold_0" / "validation").iterdir():
+        path.unlink()
+    said: list[str] = []
+    rows = audit(str(world), tmp_path / "out", said.append)
+    assert {row.fold for row in rows} == {1}
+    assert said[0] == "not finished, so not audited: fold 0"
+
+
+def test_a_case_that_trained_its_own_judge_is_refused(world, tmp_path):
+    write_json(world / "fold_0" / "cases.json", {"train": [*CASES[5:], "case_03"], "val": CASES[:5]})
+    with pytest.raises(InputError, match="case_03"):
+        audit(str(world), tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_faults_are_named(world, tmp_path):
+    (world.parent / "untrained").mkdir()
+    with pytest.raises(InputError, match="no fold with validation predictions"):
+        audit(str(world.parent / "untrained"), tmp_path / "out", print)
+    (tmp_path / "loose" / "model").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has no dataset\.json"):
+        audit(str(tmp_path / "loose" / "model"), tmp_path / "out", print)
+    with pytest.raises(InputError, match="nothing_like_it"):
+        audit("nothing_like_it", tmp_path / "out", print)
