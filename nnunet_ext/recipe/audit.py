@@ -24,13 +24,10 @@ from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.recipe.selection import held_out_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, held_out_predictions
+from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions
 
 SHEET, TABLE = "audit.png", "audit.csv"
 WORST = 12
-HELD_OUT_WEIGHTS = "quality_held_out.csv"
-"""Written by our quality trainers into a fold's folder: the weight that its QAM gives to cases that it never saw."""
-
 Mask = NDArray[np.bool_]
 
 
@@ -160,7 +157,7 @@ def pairs_of_recipe(places: Places) -> Iterator[HeldOutPair]:
 
 def held_out_weights(fold: Path) -> dict[str, float]:
     """Case to quality weight, as a quality trainer wrote them for its held-out cases; empty for other trainers."""
-    path = fold / HELD_OUT_WEIGHTS
+    path = fold / HELD_OUT_CSV
     if not path.exists():
         return {}
     with path.open(newline="") as stream:

@@ -14,6 +14,8 @@ from nnunet_ext.io.atomic import read_json
 FILE_ENDING = ".nii.gz"
 CASES_FILE = "cases.json"
 """Written by our trainers into a fold's folder: the cases that this training really used."""
+HELD_OUT_CSV = "quality_held_out.csv"
+"""Written by our quality trainers into a fold's folder: what their QAM says of cases that it never saw."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.utilities.helpers import dummy_context
 from torch import autocast, distributed, nn
@@ -20,9 +21,11 @@ from nnunet_ext.losses.competition import Competition, Samples, joined
 from nnunet_ext.losses.per_sample import PerSampleLoss
 from nnunet_ext.losses.quality import Gather, Verdict, alone, step_loss
 from nnunet_ext.networks.quality_net import QualityNet
+from nnunet_ext.roi.provenance import HELD_OUT_CSV
 from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
 from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
 from nnunet_ext.training.quality_gather import gather_rows
+from nnunet_ext.training.quality_held_out import case_answer, write_held_out
 from nnunet_ext.training.quality_journal import CASES_CSV, Journal, write_rows
 from nnunet_ext.training.quality_samples import case_number, label_channels, measured, per_sample_loss
 
@@ -274,6 +277,33 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         names = {case_number(case): case for case in self.cases["train"]}
         rows = self.journal.rows(self.current_epoch, names)
         write_rows(Path(self.output_folder, CASES_CSV), self.current_epoch, rows)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As the base; lets the QAM judge the contours of the held-out cases, for ``nnunet-ext audit``."""
+        super().perform_actual_validation(save_probabilities)
+        if self.weighs and self.local_rank == 0:
+            self.judge_held_out()
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def judge_held_out(self) -> None:
+        """Write the score of every held-out case beside the checkpoints."""
+        _, cases = self.get_tr_and_val_datasets()
+        scores = {}
+        for case in cases.identifiers:
+            image, labels, _, _ = cases.load_case(case)
+            answer = case_answer(
+                np.asarray(image)[: self._image_channels], np.asarray(labels), self.configuration_manager.patch_size,
+                self.label_manager, self.settings.quality.min_foreground, self.ask_qam,
+            )  # fmt: skip
+            scores[case] = float(self.competition.score(torch.tensor([answer]), 1.0))
+        write_held_out(Path(self.output_folder, HELD_OUT_CSV), scores)
+
+    def ask_qam(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Answers (B,) of the QAM to images and targets as they are trained on."""
+        heads, valid = label_channels(target, self.label_manager)
+        return self.bare_qam(self.qam_inputs(image, heads, valid).to(self.device)).float().cpu()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
