@@ -1,9 +1,9 @@
 """An organ that is contoured in some patients only: nnU-Net's background against ``present_labels``.
 
-Takes away the contours of one organ from a share of the patients who have them (drawn once, from the seed), and trains
-the same 3D network three times on every fold: with organs that were not contoured as background (stock), left out, and
-left out with all contours in place. Folds are drawn so that each holds out as many patients with the organ as the next.
-Scores are those of held-out patients against their own contours, of which none is taken.
+Keeps the patients who have the organ, takes its contours away from a share of them (drawn once, from the seed), and
+trains the same 3D network three times on every fold: with organs that were not contoured as background (stock), left
+out, and left out with all contours in place. Scores are those of held-out patients against their own contours, of
+which none is taken.
 
     nnunet-ext convert nifti openkbp_hn -d 120 --name OpenKBPOesophagus --channel CT --labels \\
         "Brainstem=1,SpinalCord=2,Parotid_R=3,Parotid_L=4,Esophagus=5,Larynx=6,Bone_Mandible=7"
@@ -13,8 +13,6 @@ Scores are those of held-out patients against their own contours, of which none 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +65,13 @@ def main() -> None:
 
 
 def folds_of(source: Path, organ: str, folds: int, seed: int) -> list[dict[str, list[str]]]:
-    """Patients with and without the organ, dealt out to the folds in turn."""
+    """Patients who have the organ, dealt out to the folds in turn."""
     present = read_json(source / "present_labels.json")
     label = read_json(source / "dataset.json")["labels"][organ]
-    draw = np.random.default_rng(seed).permutation
-    dealt = sorted(draw(sorted(present)), key=lambda case: label not in present[case])
-    held = [[str(case) for case in dealt[fold::folds]] for fold in range(folds)]
-    return [{"train": sorted(set(present) - set(val)), "val": sorted(val)} for val in held]
+    having = [case for case in sorted(present) if label in present[case]]
+    dealt = [str(case) for case in np.random.default_rng(seed).permutation(having)]
+    held = [dealt[fold::folds] for fold in range(folds)]
+    return [{"train": sorted(set(having) - set(val)), "val": sorted(val)} for val in held]
 
 
 def thinned(source: Path, number: int, split: dict[str, list[str]], organ: str, share: float, seed: int) -> None:
@@ -83,21 +81,21 @@ def thinned(source: Path, number: int, split: dict[str, list[str]], organ: str, 
         return
     described, present = read_json(source / "dataset.json"), read_json(source / "present_labels.json")
     label = described["labels"][organ]
-    having = [case for case in sorted(split["train"]) if label in present[case]]
-    taken = np.random.default_rng(seed).permutation(having)[: round(share * len(having))].tolist()
-    shutil.copytree(source / "imagesTr", target / "imagesTr", copy_function=os.symlink, dirs_exist_ok=True)
-    for path in sorted((source / "labelsTr").iterdir()):
-        labels, grid = read_labels(path)
-        if path.name.removesuffix(".nii.gz") in taken:
+    taken = np.random.default_rng(seed).permutation(split["train"])[: round(share * len(split["train"]))].tolist()
+    cases = [*split["train"], *split["val"]]
+    (target / "imagesTr").mkdir(parents=True)
+    for case in cases:
+        (target / "imagesTr" / f"{case}_0000.nii.gz").symlink_to(source / "imagesTr" / f"{case}_0000.nii.gz")
+        labels, grid = read_labels(source / "labelsTr" / f"{case}.nii.gz")
+        if case in taken:
             labels[labels == label] = 0
-        write_labels(target / "labelsTr" / path.name, labels, grid)
-    kept = {case: [n for n in organs if n != label or case not in taken] for case, organs in present.items()}
+        write_labels(target / "labelsTr" / f"{case}.nii.gz", labels, grid)
+    kept = {case: [n for n in present[case] if n != label or case not in taken] for case in cases}
     write_json(target / "present_labels.json", kept)
     write_json(target / "splits_final.json", [split])
-    write_json(target / "dataset.json", described)
-    print(
-        f"{target.name}: {organ} in {len(having) - len(taken)} of {len(split['train'])} training patients", flush=True
-    )
+    write_json(target / "dataset.json", {**described, "numTraining": len(cases)})
+    left = len(split["train"]) - len(taken)
+    print(f"{target.name}: {organ} in {left} of {len(split['train'])} training patients", flush=True)
 
 
 def scored(source: Path, predictions: Path, cases: list[str]) -> list[tuple[str, float]]:

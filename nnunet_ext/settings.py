@@ -32,8 +32,10 @@ class QualitySettings(BaseModel):
         ramp: Share of all epochs by which the scores, rising from 0 since burn_in, reach full strength; equal to
             burn_in they have it at once.
         driver: By what the QAM judges a sample: its own "loss" (as published), "displacement" (mean distance of the
-            boundaries, mm, over organs) or "readiness" (the same of the organs whose running soft Dice is above 0.6,
-            each relative to its running mean).
+            boundaries, mm, over organs) or "readiness" (the same of the organs whose running soft Dice is above
+            ready_dice, each relative to its running mean).
+        ready_dice: Soft Dice from which an organ is known well enough to judge contours by it. Wrong contours keep it
+            low where they are wrong by as much as the organ is thick; then lower it, or nothing ever competes.
         min_foreground: Labelled voxels in a patch that competes; all others keep weight 1. 0 lets every patch compete.
         memory: Earlier samples that compete as well where a step has fewer than 8 of its own, so that the weights of a
             batch of 1 differ; 0 is none.
@@ -50,6 +52,7 @@ class QualitySettings(BaseModel):
     burn_in: float = Field(0.1, ge=0, le=1)
     ramp: float = Field(0.4, ge=0, le=1)
     driver: Literal["loss", "displacement", "readiness"] = "readiness"
+    ready_dice: float = Field(0.6, ge=0, lt=1)
     min_foreground: int = Field(100, ge=0)
     memory: int = Field(31, ge=0)
     accumulate: int = Field(1, gt=0)

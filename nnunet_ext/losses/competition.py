@@ -83,6 +83,7 @@ class Competition:
         bound: λ.
         bounded: Whether the score is ``λ tanh(a)`` (OCM) or the answer itself.
         driver: "loss", "displacement" (mean over organs, mm) or "readiness" (see Readiness).
+        ready_dice: Running soft Dice above which an organ counts for "readiness".
         min_foreground: Labelled voxels that a sample needs to be comparable.
         memory: Earlier samples to compete with; 0 is none.
         case_memory: Whether a sample's score is averaged with the running one of its case.
@@ -95,12 +96,13 @@ class Competition:
         bound: float = 2.0,
         bounded: bool = True,
         driver: Driver = "readiness",
+        ready_dice: float = 0.6,
         min_foreground: int = 100,
         memory: int = 0,
         case_memory: bool = False,
     ) -> None:
         self.bound, self.bounded, self.min_foreground = bound, bounded, min_foreground
-        self.readiness = Readiness(organs)
+        self.readiness = Readiness(organs, ready_dice)
         self.drive: Callable[[Samples], torch.Tensor] = {
             "loss": lambda samples: samples.loss,
             "displacement": lambda samples: samples.displacement.nanmean(1),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 
-KNOWN = 0.6
-"""Running soft Dice above which an organ counts."""
-
 MEMORY = 0.95
 """Share of the old in the running means, per batch."""
 
@@ -15,14 +12,16 @@ class Readiness:
     """Turns displacements per organ into one driver per sample; an organ counts once it is known.
 
     A network without an opinion prefers eroded or dilated contours, and no measure is neutral before it has one. So an
-    organ counts while its running soft Dice is above 0.6, and its displacement is divided by its running mean, so that
-    no organ drowns the others.
+    organ counts while its running soft Dice is above a limit, and its displacement is divided by its running mean, so
+    that no organ drowns the others.
 
     Args:
         classes: C, the number of organs.
+        known: Running soft Dice above which an organ counts.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, known: float = 0.6) -> None:
+        self.known = known
         self.dice = torch.full((classes,), torch.nan, dtype=torch.float64)
         self.displacement = torch.full((classes,), torch.nan, dtype=torch.float64)
 
@@ -37,7 +36,7 @@ class Readiness:
     @property
     def ready(self) -> torch.Tensor:
         """(C,) bool, the organs that count now."""
-        return self.dice > KNOWN
+        return self.dice > self.known
 
     def driver(self, displacement: torch.Tensor) -> torch.Tensor:
         """Mean over the organs that count of their displacement relative to the usual; (N, C) to (N,), NaN if none."""

@@ -109,6 +109,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             bound=s.lambda_,
             bounded=s.ocm,
             driver=s.driver,
+            ready_dice=s.ready_dice,
             min_foreground=s.min_foreground,
             memory=memory,
             case_memory=s.case_memory,
@@ -272,11 +273,23 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         if not self.weighs or self.local_rank != 0 or self.cases is None:
             return
         summary = self.journal.summary()
-        for line in (summary, *summary.warnings()):
+        for line in (summary, *summary.warnings(), *self.unready()):
             self.print_to_log_file(line)
         names = {case_number(case): case for case in self.cases["train"]}
         rows = self.journal.rows(self.current_epoch, names)
         write_rows(Path(self.output_folder, CASES_CSV), self.current_epoch, rows)
+
+    def unready(self) -> list[str]:
+        """A warning where samples should compete by now, and no organ is known well enough to judge them by."""
+        s, readiness = self.settings.quality, self.competition.readiness
+        begun = (self.current_epoch + 1) / self.num_epochs > s.burn_in
+        if s.driver != "readiness" or not begun or s.burn_in == 1 or bool(readiness.ready.any()):
+            return []
+        found = ", ".join(f"{float(dice):.2f}" for dice in readiness.dice)
+        return [
+            f"WARNING: every sample keeps weight 1, because no organ's running soft Dice ({found}) is above "
+            f"quality.ready_dice {s.ready_dice}; lower it, or train longer."
+        ]
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,12 @@ def test_an_organ_counts_above_a_running_dice_of_six_tenths():
     assert after([0.59, 0.61, 0.9], [1, 1, 1]).ready.tolist() == [False, True, True]
 
 
+def test_the_limit_can_be_lowered():
+    readiness = Readiness(2, 0.3)
+    readiness.load_state_dict(after([0.35, 0.25], [1, 1]).state_dict())
+    assert readiness.ready.tolist() == [True, False]
+
+
 def test_nothing_counts_before_anything_was_seen():
     assert Readiness(2).driver(column(1.0, 2.0)).isnan().all()
 

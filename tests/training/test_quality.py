@@ -59,6 +59,7 @@ def test_recommended_settings():
         burn_in=0.1,
         ramp=0.4,
         driver="readiness",
+        ready_dice=0.6,
         min_foreground=100,
         memory=31,
         accumulate=1,
@@ -240,11 +241,13 @@ class TestStep:
         assert trainer.network is network
 
     def test_no_option_is_without_effect_on_the_competition(self, in_world):
-        asked = {"lambda_": 1.5, "ocm": False, "min_foreground": 7, "memory": 9, "case_memory": True, "qam_lr": 0.125}
+        asked = {"lambda_": 1.5, "ocm": False, "min_foreground": 7, "memory": 9, "case_memory": True, "qam_lr": 0.125,
+                 "ready_dice": 0.25}  # fmt: skip
         trainer = started(in_world, quality=asked)
         competition = trainer.competition
         assert (competition.bound, competition.bounded, competition.min_foreground) == (1.5, False, 7)
         assert competition.memory.size == 9
+        assert competition.readiness.known == 0.25
         assert competition.cases is not None
         assert trainer.qam_optimizer.param_groups[0]["lr"] == 0.125
 
@@ -345,6 +348,20 @@ class TestReport:
         assert total / 8 == pytest.approx(found.mean, rel=1e-4)
         assert all(row["score"] and row["driver"] for row in rows)
         assert str(found) in Path(trainer.log_file).read_text()
+
+    def test_weights_that_cannot_move_are_said_to_and_why(self, in_world):
+        for limit, warned in ((0.99, 1), (0.0, 0)):
+            trainer = started(in_world, quality={"ready_dice": limit, "driver": "readiness"})
+            trainer.train_step(next(trainer.dataloader_train))
+            assert len(trainer.unready()) == warned
+        assert "above quality.ready_dice 0.99" in self.unready_at(in_world, burn_in=0.0, ramp=0.0)[0]
+        assert self.unready_at(in_world, burn_in=1.0, ramp=1.0) == []
+        assert self.unready_at(in_world, driver="displacement") == []
+
+    def unready_at(self, in_world, **quality):
+        trainer = started(in_world, quality={"ready_dice": 0.99, "driver": "readiness", **quality})
+        trainer.train_step(next(trainer.dataloader_train))
+        return trainer.unready()
 
     def test_every_epoch_begins_with_an_empty_journal(self, in_world):
         trainer = started(in_world)
