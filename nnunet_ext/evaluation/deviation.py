@@ -32,7 +32,7 @@ class Deviation:
     Args:
         kind: What the contour is, seen from the prediction.
         assd_mm: Mean distance of the two surfaces. Where one of the two is empty, the radius of a ball of the other's
-            volume.
+            volume; in a flat picture of the outlines, and of a disc.
         signed_mm: Mean distance with a sign, positive where the contour reaches farther than the prediction.
         shift_mm: Centroid of the contour minus that of the prediction, (Z, Y, X); NaN where one is empty.
         dsc: Overlap of the two.
@@ -56,18 +56,21 @@ def deviation(
         spacing_mm: Voxel size (Z, Y, X).
 
     Shape:
-        contour, prediction: (Z, Y, X) bool.
+        contour, prediction: (Z, Y, X) bool; a flat picture has Z = 1.
 
     Raises:
         ValueError: the shapes differ.
     """
     box = foreground_extent(contour.view(np.uint8), prediction.view(np.uint8))
-    drawn, found = (np.pad(mask[box], 1) for mask in (contour, prediction))
+    drawn, found = contour[box], prediction[box]
+    if len(drawn) == 1 and len(contour) == 1:  # in a plane no voxel lies on top
+        drawn, found, spacing_mm = drawn[0], found[0], spacing_mm[1:]
+    drawn, found = np.pad(drawn, 1), np.pad(found, 1)
     volumes = np.count_nonzero(drawn), np.count_nonzero(found)
     if not any(volumes):
         return None
     if not all(volumes):
-        radius_mm = float((3 * max(volumes) * np.prod(spacing_mm) / (4 * np.pi)) ** (1 / 3))
+        radius_mm = _radius(max(volumes) * float(np.prod(spacing_mm)), drawn.ndim)
         sign = 1.0 if volumes[0] else -1.0
         kind: Kind = "no prediction" if volumes[0] else "no contour"
         return Deviation(kind, radius_mm, sign * radius_mm, (float("nan"),) * 3, 0.0)
@@ -75,7 +78,7 @@ def deviation(
     every = np.concatenate([outward, inward])
     assd_mm, signed_mm = float(np.abs(every).mean()), float(every.mean())
     shift = _centroid(drawn) - _centroid(found)
-    z, y, x = (float(v) for v in shift * np.asarray(spacing_mm))
+    z, y, x = (0.0,) * (3 - drawn.ndim) + tuple(float(v) for v in shift * np.asarray(spacing_mm))
     dsc = 2.0 * np.count_nonzero(drawn & found) / sum(volumes)
     kind = _kind(drawn, found, spacing_mm, shift, (outward, inward))
     return Deviation(kind, assd_mm, signed_mm, (z, y, x), dsc)
@@ -118,10 +121,16 @@ def _signed(
 
 
 def _part(difference: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
-    """Whether a difference has one solid piece of a tenth of the organ: a shell of one voxel is none."""
-    solid = ndimage.binary_opening(difference, ndimage.generate_binary_structure(3, 1))
-    pieces, count = ndimage.label(solid)
+    """Whether a difference has one piece of a tenth of the organ that is solid in its slices: a shell of one voxel is
+    none, a few slices that nobody drew are one."""
+    in_slices = ndimage.generate_binary_structure(2, 1).reshape((1,) * (difference.ndim - 2) + (3, 3))
+    pieces, count = ndimage.label(ndimage.binary_opening(difference, in_slices))
     return bool(count and np.bincount(pieces.ravel())[1:].max() >= PART * np.count_nonzero(whole))
+
+
+def _radius(size: float, dim: int) -> float:
+    """Of a disc of this area or a ball of this volume."""
+    return float(np.sqrt(size / np.pi)) if dim == 2 else float((3 * size / (4 * np.pi)) ** (1 / 3))
 
 
 def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -92,7 +92,7 @@ def make_plans(
         try:
             _publish(dataset_id, name, paper)
         except InputError:
-            _plans(dataset_id, name, paper.configuration)[0].unlink()  # half a paper is nobody's plans
+            _plans_file(dataset_id, name).unlink()  # half a paper is nobody's plans
             raise
     return name
 
@@ -179,8 +179,12 @@ def _replan_patch(settings: dict[str, Any], patch: list[int]) -> None:
     )
 
 
+def _plans_file(dataset_id: int, plans_name: str) -> Path:
+    return nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset_id) / f"{plans_name}.json"
+
+
 def _plans(dataset_id: int, plans_name: str, configuration: str) -> tuple[Path, dict[str, Any]]:
-    path = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset_id) / f"{plans_name}.json"
+    path = _plans_file(dataset_id, plans_name)
     plans: dict[str, Any] = read_json(path)
     if configuration not in plans["configurations"]:
         raise InputError(f"{path} has no configuration {configuration}; it has {', '.join(plans['configurations'])}.")

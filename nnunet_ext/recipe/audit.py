@@ -6,13 +6,14 @@ import csv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.contact_sheet import Tile, draw_contact_sheet
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_organs, read_present
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, DatasetOrgans, read_organs, read_present
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.overlay import WINDOW_HU
 from nnunet_ext.evaluation.suspicion import Finding, csv_text, finding, ranked
@@ -98,40 +99,65 @@ def pairs_of_model(folder: Path, say: Callable[[str], None]) -> Iterator[HeldOut
         InputError: no finished fold, leaked cases, or a dataset that is not there.
     """
     dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
-    if not (dataset / "dataset.json").exists():
-        raise InputError(
-            f"{dataset} has no dataset.json; {folder} must lie in nnUNet_results under its dataset's name."
-        )
-    splits = read_json(nnunet_folder("nnUNet_preprocessed") / dataset.name / "splits_final.json")
-    done = [
-        fold for fold in range(len(splits)) if any((folder / f"fold_{fold}" / "validation").glob(f"*{FILE_ENDING}"))
-    ]
-    if not done:
-        raise InputError(f"{folder} has no fold with validation predictions; train its folds to the end first.")
-    left = [fold for fold in range(len(splits)) if fold not in done]
-    if left:
-        say(f"not finished, so not audited: fold {', '.join(map(str, left))}")
-    kept = [split if fold in done else {"train": split["train"], "val": []} for fold, split in enumerate(splits)]
-    cases = sorted({case for split in kept for case in split["val"]})
-    organs, channels = (
-        read_organs(dataset / "dataset.json").organs,
-        read_json(dataset / "dataset.json")["channel_names"],
-    )
+    described, organs = _described(dataset, folder)
+    splits = _finished(folder, _splits(dataset.name), say)
+    cases = sorted({case for split in splits for case in split["val"]})
     present = read_present(dataset / PRESENT_FILE) if (dataset / PRESENT_FILE).exists() else {}
-    weights = {case: w for fold in done for case, w in held_out_weights(folder / f"fold_{fold}").items()}
-    for case, held in held_out_predictions(folder, kept, cases).items():
-        (drawn, grid), (seen, seen_grid) = (
-            read_labels(dataset / "labelsTr" / f"{case}{FILE_ENDING}"),
-            read_labels(held.path),
-        )
+    weights = {c: w for fold in range(len(splits)) for c, w in held_out_weights(folder / f"fold_{fold}").items()}
+    is_ct = described["channel_names"]["0"].upper() == "CT"
+    groups = {name: [label] if isinstance(label, int) else list(label) for name, label in organs.organs.items()}
+    for case, held in held_out_predictions(folder, splits, cases).items():
+        drawn, grid = read_labels(dataset / "labelsTr" / f"{case}{FILE_ENDING}")
+        seen, seen_grid = read_labels(held.path)
         difference = grid_difference(grid, seen_grid)
         if difference:
             raise InputError(f"{held.path} and the contours of {case} differ in grid: {difference}; validate again.")
-        groups = {organ: [label] if isinstance(label, int) else list(label) for organ, label in organs.items()}
+        if organs.ignore is not None:
+            seen = np.where(drawn == organs.ignore, 0, seen)  # nobody said what is there
         known = {o: g for o, g in groups.items() if case not in present or set(g) <= set(present[case])}
         masks = {organ: (np.isin(drawn, group), np.isin(seen, group)) for organ, group in known.items()}
         image = dataset / "imagesTr" / f"{case}_0000{FILE_ENDING}"
-        yield HeldOutPair(case, held.fold, grid, masks, image, channels["0"].upper() == "CT", weights.get(case, np.nan))
+        yield HeldOutPair(case, held.fold, grid, masks, image, is_ct, weights.get(case, np.nan))
+
+
+def _described(dataset: Path, folder: Path) -> tuple[Mapping[str, Any], DatasetOrgans]:
+    path = dataset / "dataset.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing; {folder} must lie in nnUNet_results under the name of its dataset.")
+    described = read_json(path)
+    if described["file_ending"] != FILE_ENDING:
+        raise InputError(
+            f"{path} has files {described['file_ending']}, only {FILE_ENDING} can be audited; convert them."
+        )
+    return described, read_organs(path)
+
+
+def _splits(dataset: str) -> list[dict[str, list[str]]]:
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing; an audit needs the folds that the model was trained with.")
+    splits: list[dict[str, list[str]]] = read_json(path)
+    return splits
+
+
+def _finished(
+    folder: Path, splits: list[dict[str, list[str]]], say: Callable[[str], None]
+) -> list[dict[str, list[str]]]:
+    """The folds, those without all of their validation predictions holding out nothing.
+
+    Raises:
+        InputError: none is finished.
+    """
+    done = [
+        all((folder / f"fold_{fold}" / "validation" / f"{case}{FILE_ENDING}").exists() for case in split["val"])
+        for fold, split in enumerate(splits)
+    ]
+    if not any(done):
+        raise InputError(f"{folder} has no fold with all its validation predictions; train its folds to the end first.")
+    left = [str(fold) for fold, finished in enumerate(done) if not finished]
+    if left:
+        say(f"not finished, so not audited: fold {', '.join(left)}")
+    return [split if finished else {**split, "val": []} for split, finished in zip(splits, done, strict=True)]
 
 
 def pairs_of_recipe(places: Places) -> Iterator[HeldOutPair]:

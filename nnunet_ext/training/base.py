@@ -55,7 +55,6 @@ class nnUNetTrainerExt(PresentLabels):
     _best_ema: float | None
 
     iteration = 0
-    cases: dict[str, list[str]] | None = None
 
     def __init__(
         self,

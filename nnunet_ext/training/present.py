@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.losses.present import PresentOnly, erase_absent
 
@@ -73,17 +75,44 @@ class PresentLabels(nnUNetTrainer):
     """
 
     network: Any
+    cases: dict[str, list[str]] | None = None
     _absent: dict[str, list[bool]] | None = None
 
     def absent_in_cases(self) -> dict[str, list[bool]]:
-        """Case to heads that were not contoured, for cases with such heads; read once."""
+        """Case to heads that were not contoured, for cases with such heads; read once.
+
+        Raises:
+            InputError: the list names a case or a label that the dataset does not have.
+        """
         if self._absent is None:
             path = present_file(self.plans_manager.dataset_name, Path(self.preprocessed_dataset_folder_base))
-            listed: Mapping[str, Sequence[int]] = read_present(path) if path and self.leaves_out_absent() else {}
-            known = {case: self.told_apart(set(contoured)) for case, contoured in listed.items()}
-            heads = {case: absent_heads(contoured, self.label_manager) for case, contoured in known.items()}
-            self._absent = {case: absent for case, absent in heads.items() if any(absent)}
+            self._absent = self._read_absent(path) if path and self.leaves_out_absent() else {}
         return self._absent
+
+    def _read_absent(self, path: Path) -> dict[str, list[bool]]:
+        """Raises InputError for what the dataset does not have, which would be trained as background unnoticed."""
+        listed = read_present(path)
+        dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+        unknown = sorted(set(listed) - set(dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+        if unknown:
+            raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
+        numbers = {n for value in self.dataset_json["labels"].values() for n in _as_tuple(value)}
+        absent = {}
+        for case, contoured in listed.items():
+            odd = sorted(set(contoured) - numbers)
+            if odd:
+                raise InputError(
+                    f"{path} lists label {', '.join(map(str, odd))} in {case}, but the dataset has "
+                    f"{', '.join(map(str, sorted(numbers)))}; correct the number."
+                )
+            heads = absent_heads(self.told_apart(set(contoured)), self.label_manager)
+            if self.label_manager.has_regions and contoured and all(heads):
+                raise InputError(
+                    f"{path}: in {case} no region has all of its labels, so nothing could be trained; list every label "
+                    "of the regions that were contoured."
+                )
+            absent[case] = heads
+        return {case: heads for case, heads in absent.items() if any(heads)}
 
     def leaves_out_absent(self) -> bool:
         """Whether the settings ask for it."""
@@ -127,14 +156,16 @@ class PresentLabels(nnUNetTrainer):
     def on_train_start(self) -> None:
         """As stock; says how many cases lack which organs."""
         super().on_train_start()
-        lacking = Counter(i for absent in self.absent_in_cases().values() for i, gone in enumerate(absent) if gone)
+        train = self.cases["train"] if self.cases else []
+        known = self.absent_in_cases()
+        lacking = Counter(i for case in train for i, gone in enumerate(known.get(case, [])) if gone)
         if lacking:
             names = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
             heads = self.label_manager.foreground_regions if self.label_manager.has_regions else (
                 self.label_manager.all_labels
             )  # fmt: skip
             listed = ", ".join(f"{names[_as_tuple(heads[i])]} in {count}" for i, count in sorted(lacking.items()))
-            self.print_to_log_file(f"Not contoured, so not background either: {listed} cases.")
+            self.print_to_log_file(f"Not contoured, so not background either: {listed} of {len(train)} training cases.")
 
 
 def _each(target: Any, absent: torch.Tensor, regions: bool) -> Any:

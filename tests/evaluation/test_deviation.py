@@ -43,6 +43,46 @@ def test_a_part_that_was_not_drawn_is_missing_and_one_too_many_is_extra():
     assert missing.signed_mm < 0 < extra.signed_mm
 
 
+@pytest.mark.parametrize("slices", [2, 4])
+def test_a_few_slices_that_nobody_drew_are_a_missing_part(slices):
+    block = np.zeros((16, 40, 40), bool)
+    block[3:13, 10:30, 10:30] = True
+    cut = block.copy()
+    cut[13 - slices : 13] = False
+    assert deviation(cut, block, (3.0, 1.0, 1.0)).kind == "missing part"
+    assert deviation(block, cut, (3.0, 1.0, 1.0)).kind == "extra part"
+
+
+class TestFlatPictures:
+    """One slice, whose thickness is a convention."""
+
+    @staticmethod
+    def disc(radius: float, centre: tuple[float, float] = (60, 60)) -> np.ndarray:
+        y, x = np.indices((120, 120))
+        return (np.hypot(y - centre[0], x - centre[1]) <= radius)[None]
+
+    @pytest.mark.parametrize("radius", [10, 20, 40])
+    @pytest.mark.parametrize("thickness_mm", [1.0, 10.0])
+    def test_a_wider_outline_is_measured_in_its_plane(self, radius, thickness_mm):
+        found = deviation(self.disc(radius + 3), self.disc(radius), (thickness_mm, 0.5, 0.5))
+        assert found.kind == "larger"
+        assert found.assd_mm == pytest.approx(1.5, rel=0.15)
+
+    def test_half_an_outline_is_a_missing_part(self):
+        half = self.disc(20)
+        half[:, 62:] = False
+        assert deviation(half, self.disc(20), (10.0, 1.0, 1.0)).kind == "missing part"
+
+    def test_a_moved_outline_is_shifted(self):
+        found = deviation(self.disc(20, (60, 68)), self.disc(20), (10.0, 0.5, 0.5))
+        assert found.kind == "shifted"
+        assert found.shift_mm == pytest.approx((0, 0, 4))
+
+    def test_a_lost_outline_costs_its_radius(self):
+        lost = deviation(np.zeros((1, 120, 120), bool), self.disc(20), (10.0, 0.5, 0.5))
+        assert lost.assd_mm == pytest.approx(10, rel=0.05)
+
+
 def test_an_empty_mask_costs_as_much_as_the_organ_is_large():
     none = np.zeros((40, 80, 80), bool)
     lost, invented = deviation(none, ball(10), SPACING_MM), deviation(ball(10), none, SPACING_MM)

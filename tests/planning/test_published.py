@@ -171,3 +171,20 @@ def test_a_window_needs_a_ct_channel_and_nothing_is_left_without_one(planned, wo
     with pytest.raises(InputError, match="no channel that is normalised as CT"):
         planned("ras", "published")
     assert not list((tmp_path / world.dataset).glob("nnUNetPlans*"))
+
+
+def test_a_dataset_without_the_papers_configuration_gets_no_plans(planned, world, tmp_path, monkeypatch):
+    stock = ExtPlanner.plan_experiment
+
+    def flat_only(self):
+        plans = stock(self)
+        path = tmp_path / world.dataset / f"{self.plans_identifier}.json"
+        content = json.loads(path.read_text())
+        del content["configurations"]["3d_fullres"]
+        path.write_text(json.dumps(content))
+        return plans
+
+    monkeypatch.setattr(ExtPlanner, "plan_experiment", flat_only)
+    with pytest.raises(InputError, match="no configuration 3d_fullres"):
+        planned("ras", "published")
+    assert not list((tmp_path / world.dataset).glob("nnUNetPlans*"))

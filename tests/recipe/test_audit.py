@@ -11,7 +11,7 @@ import pytest
 from nnunet_ext.cli.audit import command
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
-from nnunet_ext.io.atomic import write_json
+from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import write_image, write_labels
 from nnunet_ext.recipe.audit import audit
 
@@ -89,8 +89,22 @@ def test_quality_weights_of_held_out_cases_count(world, tmp_path):
     assert rows[0].weight == 0.01
 
 
-def test_an_unfinished_fold_is_left_out_and_named(world, tmp_path):
-    for path in (world / "fold_0" / "validation").iterdir():
+def test_unlabelled_voxels_of_a_sparse_contour_are_no_deviation(world, tmp_path):
+    raw = tmp_path / "raw" / DATASET
+    described = read_json(raw / "dataset.json")
+    write_json(raw / "dataset.json", {**described, "labels": {**described["labels"], "ignore": 3}})
+    whole = audit(str(world), tmp_path / "whole", print)
+    labels = drawn(3)
+    labels[8:] = 3
+    write_labels(raw / "labelsTr" / "case_03.nii.gz", labels, GRID)
+    sparse = audit(str(world), tmp_path / "sparse", print)
+    for rows in (whole, sparse):
+        assert {row.kind for row in rows if row.case == "case_03"} <= {"shifted", "other"}
+
+
+@pytest.mark.parametrize("missing", [1, 5])
+def test_an_unfinished_fold_is_left_out_and_named(world, tmp_path, missing):
+    for path in sorted((world / "fold_0" / "validation").iterdir())[:missing]:
         path.unlink()
     said: list[str] = []
     rows = audit(str(world), tmp_path / "out", said.append)
@@ -107,10 +121,16 @@ def test_a_case_that_trained_its_own_judge_is_refused(world, tmp_path):
 
 def test_faults_are_named(world, tmp_path):
     (world.parent / "untrained").mkdir()
-    with pytest.raises(InputError, match="no fold with validation predictions"):
+    with pytest.raises(InputError, match="no fold with all its validation predictions"):
         audit(str(world.parent / "untrained"), tmp_path / "out", print)
+    (tmp_path / "preprocessed" / DATASET / "splits_final.json").rename(tmp_path / "splits.json")
+    with pytest.raises(InputError, match=r"splits_final\.json is missing"):
+        audit(str(world), tmp_path / "out", print)
     (tmp_path / "loose" / "model").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"has no dataset\.json"):
+    with pytest.raises(InputError, match=r"dataset\.json is missing"):
         audit(str(tmp_path / "loose" / "model"), tmp_path / "out", print)
+    write_json(tmp_path / "raw" / DATASET / "dataset.json", {"file_ending": ".nrrd"})
+    with pytest.raises(InputError, match=r"only \.nii\.gz"):
+        audit(str(world), tmp_path / "out", print)
     with pytest.raises(InputError, match="nothing_like_it"):
         audit("nothing_like_it", tmp_path / "out", print)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext.errors import InputError
+from nnunet_ext.losses.present import without_absent
 from nnunet_ext.training.base import nnUNetTrainerExt
 from nnunet_ext.training.mirroring import nnUNetTrainerExtMirrorSwap, nnUNetTrainerExtNoMirror
 from nnunet_ext.training.present import absent_heads, present_file
@@ -74,15 +76,32 @@ def test_an_absent_organ_is_neither_foreground_nor_background(in_world, listed, 
     listed({"case_0": LACKS_LEFT, "case_1": [1, 2, 3]})
     trainer = made(in_world, kind, deep_supervision=deep_supervision)
     assert trainer.absent_in_cases() == {"case_0": [False, True, False, False]}
-    network = trainer.network
-    before = [p.detach().clone() for p in network.parameters()]
-    head = network.decoder.seg_layers[-1]
-    trainer.train_step(batch_of(trainer, ["case_0", "case_0"], label=2))
+    network, absent = trainer.network, torch.tensor([[False, True, False, False]] * 2)
+    batch = batch_of(trainer, ["case_0", "case_0"], label=2)
+    with torch.no_grad():
+        output = network(batch["data"])
+        levels = output if deep_supervision else [output]
+        merged = [without_absent(level, absent, regions=False) for level in levels]
+        expected = trainer.loss(merged if deep_supervision else merged[0], batch["target"])
+        stock = trainer.loss(output, batch["target"])
+    found = trainer.train_step(batch)["loss"]
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert found != pytest.approx(float(stock), rel=1e-3)
     assert trainer.network is network
-    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    assert torch.isfinite(head.weight).all()
     validated = trainer.validation_step(batch_of(trainer, ["case_0", "case_0"], label=1))
     assert validated["tp_hard"][0] == validated["fp_hard"][0] == validated["fn_hard"][0] == 0
+
+
+@pytest.mark.slow
+def test_what_the_dataset_does_not_have_is_named(in_world, listed):
+    for content, named in (({"case_O": [1]}, "case_O"), ({"case_0": [2, 33]}, "label 33 in case_0")):
+        listed(content)
+        with pytest.raises(InputError, match=named):
+            made(in_world, nnUNetTrainerExtNoMirror).absent_in_cases()
+    listed({"case_0": [2]})
+    regions = {"labels": {"background": 0, "both": [1, 2], "jaw": [1, 3]}, "regions_class_order": [1, 3]}
+    with pytest.raises(InputError, match="no region has all of its labels"):
+        in_world(nnUNetTrainerExtNoMirror, "3d_fullres", dataset=regions).absent_in_cases()
 
 
 @pytest.mark.slow
@@ -121,7 +140,7 @@ def test_the_log_says_what_is_missing(in_world, listed):
     listed({"case_2": LACKS_LEFT, "case_3": [3]})
     trainer = made(in_world, nnUNetTrainerExtNoMirror)
     trainer.on_train_start()
-    expected = "Not contoured, so not background either: Parotid_L in 2, Parotid_R in 1 cases."
+    expected = "Not contoured, so not background either: Parotid_L in 2, Parotid_R in 1 of 4 training cases."
     assert expected in Path(trainer.log_file).read_text()
 
 
