@@ -256,7 +256,7 @@ def _write_sidecars(
     """Everything beside the volumes; dataset.json last, so that a folder with it is whole."""
     present = default_present(source / "dataset.json")
     if present is not None:
-        link(present, target / present.name)
+        shutil.copyfile(present, target / present.name)  # a list that people edit
     if splits is not None:
         write_json(target / "splits_final.json", splits)
     write_json(target / NOISE_FILE, sidecar)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
-from nnunet_ext.study.world import ALL, CLEAN, PLANS, Run, World, digest_of
+from nnunet_ext.study.world import ALL, CLEAN, PLANS, Run, World, contoured_in, digest_of
 
 MANIFEST = "study_data.json"
 """In a preprocessed dataset, written last: what it was made from."""
@@ -61,22 +62,23 @@ def _prepare_clean(world: World, made_from: Mapping[str, Any], say: Say) -> None
         if read_json(manifest) == made_from:
             return
         raise InputError(
-            f"{world.root} was made for other cases, labels or plans than study {world.study.name} has now; "
+            f"{world.root} was made for other images, labels, cases or plans than study {world.study.name} has now; "
             "delete it or give the study another name."
         )
     from nnunet_ext.planning import plan  # torch and nnU-Net: seconds
 
     study, raw = world.study, world.raw / world.clean
+    for unfinished in (raw, manifest.parent):  # by another page, perhaps; links and derived data
+        _remove(unfinished)
     processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
     say(f"planning {world.clean} and preprocessing it")
     _link_cases(world, world.training, "imagesTr", "labelsTr")
     _write_dataset_json(raw, world, len(world.training))
     plan.make_fingerprint(1, processes)
-    if not (world.preprocessed / world.clean / f"{PLANS}.json").exists():
-        wish = study.planning
-        plan.make_plans(1, wish.preset, axial=wish.axial, gpu_gb=wish.gpu_gb, plans_name=PLANS,
-                        spacing_mm=wish.spacing_mm, network=wish.network)  # fmt: skip
-    plan.override(1, PLANS, study.configuration, study.planning.model_dump())
+    wish = study.planning
+    plan.make_plans(1, wish.preset, axial=wish.axial, gpu_gb=wish.gpu_gb, plans_name=PLANS,
+                    spacing_mm=wish.spacing_mm, network=wish.network)  # fmt: skip
+    plan.override(1, PLANS, study.configuration, wish.model_dump())
     of_test = ("imagesTs", "labelsTs") if study.held_out == "test" else ("imagesTr", "labelsTr")
     _link_cases(world, world.test, *of_test)
     _write_dataset_json(raw, world, len(world.training) + len(world.test))
@@ -86,14 +88,17 @@ def _prepare_clean(world: World, made_from: Mapping[str, Any], say: Say) -> None
 
 
 def _made_from(world: World) -> dict[str, Any]:
-    """What decides the clean preprocessed data."""
+    """What decides the clean preprocessed data; images by size and time, because to read them all takes long."""
     labels = [path for folder in ("labelsTr", "labelsTs") for path in sorted((world.source / folder).glob("*"))]
+    images = {path: path.stat() for folder in ("imagesTr", "imagesTs") for path in (world.source / folder).glob("*")}
     content = [
         world.study.configuration,
         world.study.planning.model_dump_json(),
         world.dataset_json["labels"],
         [world.training, world.test],
         [[path.name, sha256_of(path)] for path in labels],
+        [[path.name, found.st_size, found.st_mtime_ns] for path, found in sorted(images.items())],
+        contoured_in(world.source),
     ]
     return {"dataset": world.source.name, "digest": digest_of(content)}
 
@@ -105,13 +110,15 @@ def _link_cases(world: World, cases: Sequence[str], images: str, labels: str) ->
         if not found:
             raise InputError(f"{world.source / images} has no image of case {case}.")
         for path in found:
-            _link_once(path, raw / "imagesTr" / path.name)
-        _link_once(world.source / labels / f"{case}{FILE_ENDING}", raw / "labelsTr" / f"{case}{FILE_ENDING}")
+            link(path, raw / "imagesTr" / path.name)
+        link(world.source / labels / f"{case}{FILE_ENDING}", raw / "labelsTr" / f"{case}{FILE_ENDING}")
 
 
-def _link_once(path: Path, target: Path) -> None:
-    if not target.exists():
-        link(path, target)
+def _remove(folder: Path) -> None:
+    """The manifest goes first: what is left of a folder that was removed halfway is not whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _escaped(name: str) -> str:
@@ -120,8 +127,8 @@ def _escaped(name: str) -> str:
 
 def _write_dataset_json(raw: Path, world: World, count: int) -> None:
     present = world.source / PRESENT_FILE
-    if present.exists():
-        _link_once(present, raw / PRESENT_FILE)
+    if present.exists():  # a copy, because people edit it
+        shutil.copyfile(present, raw / PRESENT_FILE)
     content = {**world.dataset_json, "numTraining": count}
     for folder in (raw, world.preprocessed / world.clean):
         write_json(folder / "dataset.json", content)
@@ -141,6 +148,7 @@ def _prepare_noisy(world: World, dataset: str, noise: Noise, clean_from: Mapping
     made_from = {**clean_from, "noise": [noise.seed, noise.ratio, noise.unit, noise.low, noise.high, noise.in_plane]}
     if (folder / MANIFEST).exists() and read_json(folder / MANIFEST) == made_from:
         return
+    _remove(folder)
     number, _, name = dataset.removeprefix("Dataset").partition("_")
     clean = world.raw / world.clean
     _, sidecar = add_noise(clean, world.raw, int(number), name, noise, cases=world.training, overwrite=True)
@@ -149,7 +157,7 @@ def _prepare_noisy(world: World, dataset: str, noise: Noise, clean_from: Mapping
     data = folder / data_identifier(world)
     for path in sorted((world.preprocessed / world.clean / data.name).iterdir()):
         if not path.name.startswith(".") and _case_of(path) not in noisy:
-            _link_once(path, data / path.name)
+            link(path, data / path.name)
     _preprocess(world, dataset, noisy, data)
     source = world.preprocessed / world.clean
     for file in ("dataset_fingerprint.json", PRESENT_FILE):
@@ -174,8 +182,6 @@ def _preprocess(world: World, dataset: str, cases: Sequence[str], data: Path) ->
     raw = world.raw / dataset
     data.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        for path in (data / f"{case}.b2nd", data / f"{case}_seg.b2nd", data / f"{case}.pkl"):
-            path.unlink(missing_ok=True)  # never write through a link into the clean dataset
         images = sorted(str(p) for p in (raw / "imagesTr").glob(f"{_escaped(case)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
         labels = str(raw / "labelsTr" / f"{case}{FILE_ENDING}")
         preprocessor.run_case_save(str(data / case), images, labels, plans, configuration, world.dataset_json)
@@ -185,11 +191,15 @@ def _preprocess(world: World, dataset: str, cases: Sequence[str], data: Path) ->
 
 
 def _write_plans(world: World, run: Run) -> None:
-    """The shared plans with the settings of a method and the seed of a run."""
+    """The shared plans with the settings of a method and the seed of a run.
+
+    No run stops early, whatever plans or trainer say: the running Dice is that of the test cases.
+    """
     plans = read_json(world.preprocessed / world.clean / f"{PLANS}.json")
     block = plans["configurations"][run.configuration].get(PLANS_BLOCK, {})
-    block = _merged(_merged(block, world.study.settings), world.study.methods[run.method].settings)
+    block = merged(merged(block, world.study.settings), world.study.methods[run.method].settings)
     block["seed"] = run.seed
+    block["early_stop"] = None
     resolve_settings(TrainerSettings, block, f"settings of {run.method}")
     plans["configurations"][run.configuration][PLANS_BLOCK] = block
     path = world.preprocessed / run.dataset / f"{run.plans}.json"
@@ -198,7 +208,7 @@ def _write_plans(world: World, run: Run) -> None:
         write_json(path, content)
 
 
-def _merged(block: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def merged(block: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The later value wins; blocks within (``quality``) are merged key by key."""
     both = {key: {**block[key], **more[key]} for key in more if isinstance(more[key], dict) and key in block}
     return {**block, **more, **both}

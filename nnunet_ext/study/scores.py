@@ -12,21 +12,26 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 
 from nnunet_ext.conversion.noise import structures_of
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.evaluation.dataset import DATASET_FILE, read_organs
 from nnunet_ext.evaluation.metrics import score_case
 from nnunet_ext.roi.provenance import FILE_ENDING
-from nnunet_ext.study.world import World
+from nnunet_ext.study.world import World, contoured_in
+
+STRUCTURE, IGNORE = 1, 2
+"""Labels of the map in which one structure is judged."""
 
 
 def judge(world: World, trainer: Any) -> dict[str, dict[str, float | None]]:
     """DSC of every structure of every test case; None where nobody drew it or both are empty.
 
-    Regions are thresholded one by one, because a label map could not hold their overlap.
+    Voxels with the dataset's ignore label do not count. Regions are thresholded one by one, because a label map could
+    not hold their overlap.
     """
-    structures = structures_of(world.raw / world.clean)
+    dataset = world.raw / world.clean
+    structures = structures_of(dataset)
+    ignore = read_organs(dataset / DATASET_FILE).ignore
     groups = world.study.structures or {name: (name,) for name in structures}
-    present = world.raw / world.clean / PRESENT_FILE
-    contoured = read_present(present) if present.exists() else {}
+    contoured = contoured_in(dataset)
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = _predictor(trainer)
@@ -41,7 +46,8 @@ def judge(world: World, trainer: Any) -> dict[str, dict[str, float | None]]:
             for name, numbers in structures.items()
             if case not in contoured or set(numbers) <= set(contoured[case])
         }
-        scores[case] = {name: _dice(predicted, drawn, organs) for name, organs in groups.items()}
+        ignored = np.isin(truth, [] if ignore is None else [ignore])
+        scores[case] = {name: _dice(predicted, drawn, organs, ignored) for name, organs in groups.items()}
     return scores
 
 
@@ -82,11 +88,16 @@ def _truth(world: World, trainer: Any, case: str) -> NDArray[np.integer]:
 
 
 def _dice(
-    predicted: Mapping[str, NDArray[np.bool_]], drawn: Mapping[str, NDArray[np.bool_]], organs: Sequence[str]
+    predicted: Mapping[str, NDArray[np.bool_]],
+    drawn: Mapping[str, NDArray[np.bool_]],
+    organs: Sequence[str],
+    ignored: NDArray[np.bool_],
 ) -> float | None:
-    """DSC of organs joined to one structure."""
+    """DSC of organs joined to one structure, outside the ignored voxels."""
     if not set(organs) <= set(drawn):
         return None
     one, other = (np.any([masks[o] for o in organs], axis=0).astype(np.uint8) for masks in (predicted, drawn))
-    dsc = score_case(one, other, {"structure": 1}, (1.0, 1.0, 1.0), distances=False)[0].dsc
+    other[ignored] = IGNORE
+    organ = {"structure": STRUCTURE}
+    dsc = score_case(one, other, organ, (1.0, 1.0, 1.0), distances=False, ignore=IGNORE)[0].dsc
     return None if np.isnan(dsc) else float(dsc)

@@ -20,7 +20,7 @@ from nnunet_ext.io.lock import locked
 from nnunet_ext.locations import expose_trainers
 from nnunet_ext.study.data import noise_of
 from nnunet_ext.study.page import Study, load_page
-from nnunet_ext.study.world import Run, World, digest_of
+from nnunet_ext.study.world import Run, World, contoured_in, digest_of
 
 RESULT = "study_run.json"
 """In the folder of a training: what it was made from, and when it is done its scores."""
@@ -47,11 +47,16 @@ def work_on(world: World, run: Run) -> None:
 
     Raises:
         InputError: it was trained with other settings or data before.
+        BusyError: the disk is full.
     """
     if scores_of(world, run) is not None:
         return
     folder = run.folder(world)
-    with contextlib.suppress(BusyError), locked(folder / ".study_lock"):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / ".study_lock"))
+        except BusyError:  # another worker has it; a full disk further down is none of this
+            return
         if scores_of(world, run) is not None:
             return
         started = time.monotonic()
@@ -78,7 +83,7 @@ def scores_of(world: World, run: Run) -> dict[str, dict[str, float | None]] | No
 
 
 def run_digest(world: World, run: Run) -> str:
-    """Hash of what decides a training: trainer, plans with settings, labels, cases and noise."""
+    """Hash of what decides a training: trainer, plans with settings, labels, which are contoured, cases and noise."""
     folder = world.preprocessed / run.dataset
     return digest_of([
         run.trainer,
@@ -86,6 +91,7 @@ def run_digest(world: World, run: Run) -> str:
         read_json(folder / "dataset.json")["labels"],
         read_json(folder / "splits_final.json")[run.fold],
         noise_of(world, run.dataset).get("cases"),
+        contoured_in(world.raw / run.dataset),
     ])  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from nnunet_ext.conversion.noise import structures_of
 from nnunet_ext.conversion.numbered import dataset_numbered, splits_in_use
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.locations import DATA_VARIABLES, nnunet_folder
 from nnunet_ext.roi.provenance import FILE_ENDING
@@ -166,6 +167,16 @@ class World:
 def digest_of(content: Any) -> str:
     """Hash of content as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def contoured_in(dataset: Path) -> dict[str, Sequence[int]]:
+    """Case to contoured labels, as a raw folder lists them; a case that is not listed is fully contoured.
+
+    Raises:
+        InputError: the list is damaged.
+    """
+    path = dataset / PRESENT_FILE
+    return read_present(path) if path.exists() else {}
 
 
 def cases_in(folder: Path) -> list[str]:

@@ -125,6 +125,11 @@ class TestDataset:
                                   "range": [1, 2], "in_plane": False}  # fmt: skip
         assert block["source"] == "drawn"
 
+    def test_a_list_of_contoured_labels_that_is_edited_later_is_not_the_sources(self, source):
+        folder, _ = add(source, Noise(1, 1, 2))
+        (source / "present_labels.json").write_text("{}")
+        assert content_of(folder / "present_labels.json") == {case: [1, 2] for case in CASES}
+
     def test_twice_gives_the_same_files(self, source):
         first = files_of(add(source, Noise(0.5, 1, 3))[0])
         assert files_of(add(source, Noise(0.5, 1, 3), overwrite=True)[0]) == first

@@ -8,8 +8,12 @@ import yaml
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.locations import trainers_folder
+from nnunet_ext.planning.cpu import TRAINING
 from nnunet_ext.recipe.schema import Recipe, published
+from nnunet_ext.settings import TrainerSettings, resolve_settings
+from nnunet_ext.study.data import merged
 from nnunet_ext.study.page import Study, load_page
+from nnunet_ext.training import quality
 
 PAGE: dict[str, Any] = {
     "name": "drawn",
@@ -50,6 +54,36 @@ def test_the_published_study_has_the_papers_rows() -> None:
     ]
     assert list(page.structures) == ["lung", "heart", "clavicle"]
     assert page.held_out == "test"
+
+
+def settings_of(page: Study, method: str) -> TrainerSettings:
+    planned = TRAINING if page.planning.preset == "cpu" else {}
+    block = merged(merged(planned, page.settings), page.methods[method].settings)
+    return resolve_settings(getattr(quality, page.methods[method].trainer), block, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("jsrt_quality", ["plain-bce", "qam", "qam-ocm"]),
+        ("jsrt_quality", ["plain", "recommended", "oracle"]),
+        ("hippocampus_quality_cpu", ["plain", "qam", "qam-ocm", "recommended", "oracle"]),
+        ("openkbp_quality_cpu", ["plain", "qam", "qam-ocm", "recommended", "oracle"]),
+    ],
+)
+def test_methods_that_are_compared_differ_by_their_weights_alone(name: str, methods: list[str]) -> None:
+    page = Study.load(name)
+    found = {method: settings_of(page, method) for method in methods}
+    assert len({settings.model_dump_json(exclude={"quality"}) for settings in found.values()}) == 1
+    for method in {"plain", "oracle", "plain-bce"} & set(methods):
+        assert found[method].quality.burn_in == 1  # equal weights to the end
+    assert [method for method in methods if page.methods[method].cases == "clean"] == ["oracle"] * ("oracle" in methods)
+
+
+@pytest.mark.parametrize("name", ["hippocampus_quality_cpu", "openkbp_quality_cpu"])
+def test_small_organs_in_short_trainings_become_ready(name: str) -> None:
+    found = settings_of(Study.load(name), "recommended").quality
+    assert (found.min_foreground, found.ready_dice) == (20, 0.35)
 
 
 def test_a_recipe_is_still_a_recipe_and_no_study_is_one() -> None:

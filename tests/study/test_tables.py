@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_ext.study.page import Level, Row
-from nnunet_ext.study.tables import Cell, table_of, weight_rows, write_table, write_weights
+from nnunet_ext.study.tables import WEIGHTS_FILE, Cell, table_of, weight_rows, write_table, write_weights
 from nnunet_ext.study.world import Run
+from nnunet_ext.training.quality_journal import CASES_CSV
 
 ROW = Row(level=Level(voxels=(5, 13)), ratio=0.5)
 STRUCTURES = ["lung", "heart"]
@@ -78,6 +79,10 @@ def test_weights_are_means_over_samples_by_kind_of_noise(tmp_path: Path) -> None
     write_weights(tmp_path, rows)
     first = (tmp_path / "weights.csv").read_text().splitlines()[0]
     assert first == "level,ratio,method,seed,epoch,clean,eroded,dilated"
+
+
+def test_the_file_of_weights_is_the_one_that_the_trainer_writes() -> None:
+    assert WEIGHTS_FILE == CASES_CSV  # not imported from there, because that imports torch
 
 
 def test_a_run_without_weights_has_no_rows(tmp_path: Path) -> None:
