@@ -27,6 +27,9 @@ class QualitySettings(BaseModel):
             on dilated contours before the segmenter knows better.
         lambda_: Bound of the score; no weight is more than exp(2 λ) times another (55 at 2). 0 trains as without QAM.
         ocm: Whether scores are bounded, ``λ tanh(answer)``; off, the score is the answer.
+        centre: Whether the running mean of the answers is subtracted first, ``λ tanh(answer − mean)``. Off (as
+            published), answers may drift together to where tanh is flat, and all weights become equal for good.
+            Without ocm it has no effect.
         burn_in: Share of all epochs with equal weights; the QAM trains from there on. 1 is a control with the loss of
             this trainer and equal weights to the end.
         ramp: Share of all epochs by which the scores, rising from 0 since burn_in, reach full strength; equal to
@@ -49,6 +52,7 @@ class QualitySettings(BaseModel):
     qam_lr: float = Field(1e-4, gt=0)
     lambda_: float = Field(2.0, ge=0)
     ocm: bool = True
+    centre: bool = True
     burn_in: float = Field(0.1, ge=0, le=1)
     ramp: float = Field(0.4, ge=0, le=1)
     driver: Literal["loss", "displacement", "readiness"] = "readiness"

@@ -9,10 +9,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from nnunet_ext.losses.memory import LIMITS, CaseMemory, ScoreMemory
-from nnunet_ext.losses.quality import Verdict, bounded_score, compete
+from nnunet_ext.losses.quality import Verdict, at_least_single, bounded_score, compete
 from nnunet_ext.losses.readiness import Readiness
 
 Driver: TypeAlias = Literal["loss", "displacement", "readiness"]
+
+MEMORY = 0.95
+"""Share of the old in the running mean of the answers, per step; that of Readiness."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Competition:
     Args:
         organs: C.
         bound: λ.
-        bounded: Whether the score is ``λ tanh(a)`` (OCM) or the answer itself.
+        bounded: Whether the score is ``λ tanh(a − ā)`` (OCM) or the answer itself.
+        centre: Whether ``ā`` is the running mean of the answers that compete, or 0 (as published). What all answers
+            have in common changes no softmax, so nothing holds it: they drift together to where tanh is flat, all
+            weights are equal there, and no gradient leads back.
         driver: "loss", "displacement" (mean over organs, mm) or "readiness" (see Readiness).
         ready_dice: Running soft Dice above which an organ counts for "readiness".
         min_foreground: Labelled voxels that a sample needs to be comparable.
@@ -95,6 +101,7 @@ class Competition:
         *,
         bound: float = 2.0,
         bounded: bool = True,
+        centre: bool = True,
         driver: Driver = "readiness",
         ready_dice: float = 0.6,
         min_foreground: int = 100,
@@ -102,6 +109,8 @@ class Competition:
         case_memory: bool = False,
     ) -> None:
         self.bound, self.bounded, self.min_foreground = bound, bounded, min_foreground
+        self.mean: float | None = None
+        self.centre = centre
         self.readiness = Readiness(organs, ready_dice)
         self.drive: Callable[[Samples], torch.Tensor] = {
             "loss": lambda samples: samples.loss,
@@ -112,13 +121,15 @@ class Competition:
         self.cases = CaseMemory() if case_memory else None
 
     def score(self, answers: torch.Tensor, strength: float) -> torch.Tensor:
-        """Scores of the QAM's answers, with its graph.
+        """Scores of the QAM's answers, with its graph; those of a step only after it was judged, which moves ``ā``.
 
         Args:
             answers: (N,).
             strength: 0 to 1, the share of λ that holds now.
         """
-        return bounded_score(answers, strength * self.bound) if self.bounded else strength * answers.float()
+        if not self.bounded:
+            return strength * answers.float()
+        return bounded_score(at_least_single(answers) - (self.mean or 0.0), strength * self.bound)
 
     def judge(self, samples: Samples, strength: float | None) -> Outcome:
         """The verdict on all samples of a step, wherever they live; remembers them.
@@ -133,7 +144,9 @@ class Competition:
         if strength is None:
             verdict = Verdict(torch.ones_like(samples.loss), torch.zeros_like(samples.loss))
             return Outcome(verdict, samples.answer, driver, comparable)
-        competes = comparable & driver.isfinite()
+        competes = comparable & driver.isfinite() & samples.answer.isfinite()
+        if self.centre and bool(competes.any()):
+            self._move_mean(float(samples.answer[competes].mean()))
         score = self.score(samples.answer, strength).double()
         remembered = self.memory.entries()
         verdict = compete(
@@ -148,13 +161,21 @@ class Competition:
             self.cases.update(samples.case[competes], score[competes])
         return Outcome(verdict, score, driver, comparable)
 
+    def _move_mean(self, value: float) -> None:
+        self.mean = value if self.mean is None else MEMORY * self.mean + (1 - MEMORY) * value
+
     def state_dict(self) -> dict[str, Any]:
         """Running means and memories, for a checkpoint."""
-        cases = {} if self.cases is None else self.cases.state_dict()
-        return {"readiness": self.readiness.state_dict(), "memory": self.memory.state_dict(), "cases": cases}
+        return {
+            "readiness": self.readiness.state_dict(),
+            "memory": self.memory.state_dict(),
+            "cases": {} if self.cases is None else self.cases.state_dict(),
+            "mean": self.mean,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint; of one without a mean of the answers the next step has it."""
+        self.mean = state.get("mean") if self.centre else None
         self.readiness.load_state_dict(state["readiness"])
         self.memory.load_state_dict(state["memory"])
         if self.cases is not None:

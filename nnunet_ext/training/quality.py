@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,33 +21,19 @@ from nnunet_ext.losses.per_sample import PerSampleLoss
 from nnunet_ext.losses.quality import Gather, Verdict, alone, step_loss
 from nnunet_ext.networks.quality_net import QualityNet
 from nnunet_ext.roi.provenance import HELD_OUT_CSV
-from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
+from nnunet_ext.training.checkpoint import write_checkpoint
 from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
+from nnunet_ext.training.quality_files import LATEST, PREVIOUS, is_trained, quality_file, read_quality, write_quality
 from nnunet_ext.training.quality_gather import gather_rows
 from nnunet_ext.training.quality_held_out import case_answer, write_held_out
 from nnunet_ext.training.quality_journal import CASES_CSV, Journal, write_rows
-from nnunet_ext.training.quality_samples import case_number, label_channels, measured, per_sample_loss
+from nnunet_ext.training.quality_samples import Answer, case_number, label_channels, measured, per_sample_loss
 
 LARGE_STEP = 8
 """Samples per optimiser step from which they are enough to compete without remembered ones; our choice."""
 
 CLIP = 12
 """nnU-Net's limit of the gradient's norm, for each of the two networks."""
-
-
-@dataclass
-class Answer:
-    """What both networks say about one batch.
-
-    Args:
-        losses: (B,), with the segmenter's graph.
-        scores: (B,), with the QAM's graph; None during burn-in.
-        samples: What the competition must know of it.
-    """
-
-    losses: torch.Tensor
-    scores: torch.Tensor | None
-    samples: Samples
 
 
 class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
@@ -62,9 +47,13 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     weights of the cases by epoch, 1 being that of plain training; the log warns when weights follow size. Everything is
     adjustable under ``quality`` of the settings. The training loss of the log is unweighted too, so that it compares.
 
+    The loss is nnU-Net's, but its Dice is per sample even where the plans have batch_dice (2D), because it is samples
+    that have weights. So the control with equal weights is this trainer with ``"quality": {"burn_in": 1, "ramp": 1}``;
+    ``"lambda_": 0`` or another trainer may have another loss.
+
     Source: QAM + OCM (Zhu, Shi, Wu 2019: Pick-and-Learn, MICCAI; JSRT chest organs, batch 32), whose own form is
     nnUNetTrainerExtQualityLiteral. Differs, because the literal form can settle on eroded or on dilated contours:
-    driver, burn-in, ramp and competition are ours; nnU-Net's loss and optimiser; a memory of 31 samples at small
+    driver, burn-in, ramp, centre and competition are ours; nnU-Net's loss and optimiser; 31 samples remembered at small
     batches.
 
     Raises:
@@ -82,6 +71,8 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     gather: Gather = staticmethod(alone)
     processes = 1
     journal: Journal
+    qam_trained = False
+    """Whether the QAM has had a step in which samples competed; before, its answers are noise."""
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -108,6 +99,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             self._organs,
             bound=s.lambda_,
             bounded=s.ocm,
+            centre=s.centre,
             driver=s.driver,
             ready_dice=s.ready_dice,
             min_foreground=s.min_foreground,
@@ -164,7 +156,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         if self.settings.quality.accumulate == 1:
             answer = self.answer(batch, strength)
             (verdict,), total = self.verdicts([answer.samples], strength)
-            self.backward(answer, verdict, total)
+            self.backward(answer, verdict, total, strength)
             losses = answer.losses.detach()
         else:
             losses = self.accumulate(batch, strength)
@@ -184,7 +176,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         losses = []
         for part, verdict in zip(batches, verdicts, strict=True):
             answer = self.answer(part, strength)
-            self.backward(answer, verdict, total)
+            self.backward(answer, verdict, total, strength)
             losses.append(answer.losses.detach())
         return torch.cat(losses)
 
@@ -214,8 +206,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             answers=answers,
             keys=batch["keys"],
         )
-        scores = None if answers is None or strength is None else self.competition.score(answers, strength)
-        return Answer(losses, scores, samples)
+        return Answer(losses, answers, samples)
 
     def qam_inputs(self, image: torch.Tensor, heads: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Image and labels as the QAM sees them; what is to be ignored has no label and is marked."""
@@ -233,6 +224,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         everyone, start = self.gather(joined(samples).rows())
         everyone = Samples.of_rows(everyone)
         outcome = self.competition.judge(everyone, strength)
+        self.qam_trained |= bool(strength) and bool(outcome.verdict.pull.any())
         self.journal.add(everyone, outcome)
         verdicts = []
         for part in samples:
@@ -241,22 +233,24 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             start = mine.stop
         return verdicts, len(everyone.loss)
 
-    def backward(self, answer: Answer, verdict: Verdict, total: int) -> None:
+    def backward(self, answer: Answer, verdict: Verdict, total: int, strength: float | None) -> None:
         """Add the gradients of a batch, of ``total`` samples in this step, to both networks."""
-        loss = step_loss(answer.losses, answer.scores, verdict, total, self.processes)
+        answers = answer.answers
+        scores = None if answers is None or strength is None else self.competition.score(answers, strength)
+        loss = step_loss(answer.losses, scores, verdict, total, self.processes)
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
 
     def update_weights(self, *, qam: bool) -> None:
-        """Step both optimisers, each with its own limit of the gradient; the QAM's only after burn-in."""
+        """Step both optimisers, each with its own limit; the QAM's only after burn-in and by a finite gradient."""
         pairs = [(self.optimizer, self.network), *([(self.qam_optimizer, self.qam)] if qam else [])]
         for optimizer, network in pairs:
             if self.grad_scaler is not None:
                 self.grad_scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-            if self.grad_scaler is None:
-                optimizer.step()
-            else:
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            if self.grad_scaler is not None:
                 self.grad_scaler.step(optimizer)
+            elif network is not self.qam or bool(norm.isfinite()):
+                optimizer.step()
         if self.grad_scaler is not None:
             self.grad_scaler.update()
 
@@ -301,17 +295,25 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def judge_held_out(self) -> None:
-        """Write the score of every held-out case beside the checkpoints."""
+        """Write the score of every held-out case beside the checkpoints; none of a QAM that was never trained."""
+        path = Path(self.output_folder, HELD_OUT_CSV)
+        if not self.qam_trained:
+            path.unlink(missing_ok=True)
+            self.print_to_log_file(
+                f"No {HELD_OUT_CSV}: the QAM was never trained, because burn_in lasted to the end, no organ was known "
+                "well enough (quality.ready_dice), or its file beside the checkpoint is missing."
+            )
+            return
         _, cases = self.get_tr_and_val_datasets()
-        scores = {}
+        absent, scores = self.absent_in_cases(), {}
         for case in cases.identifiers:
             image, labels, _, _ = cases.load_case(case)
             answer = case_answer(
                 np.asarray(image)[: self._image_channels], np.asarray(labels), self.configuration_manager.patch_size,
-                self.label_manager, self.settings.quality.min_foreground, self.ask_qam,
+                self.label_manager, self.settings.quality.min_foreground, self.ask_qam, absent.get(case),
             )  # fmt: skip
             scores[case] = float(self.competition.score(torch.tensor([answer]), 1.0))
-        write_held_out(Path(self.output_folder, HELD_OUT_CSV), scores)
+        write_held_out(path, scores)
 
     def ask_qam(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Answers (B,) of the QAM to images and targets as they are trained on."""
@@ -327,11 +329,10 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
                 "qam_weights": self.bare_qam.state_dict(),
                 "qam_optimizer": self.qam_optimizer.state_dict(),
                 "competition": self.competition.state_dict(),
+                "qam_trained": self.qam_trained,
                 "current_epoch": self.current_epoch + 1,
             }
-            path = quality_file(Path(filename))
-            previous = path.with_name(PREVIOUS) if path.name == LATEST else None
-            write_checkpoint(content, path, previous)
+            write_quality(content, quality_file(Path(filename)))
         super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
@@ -341,24 +342,18 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             self._load_quality(quality_file(Path(filename_or_checkpoint)))
 
     def _load_quality(self, path: Path) -> None:
-        """Find the file of the segmenter's epoch: a run killed between two writes has it under an older name."""
-        candidates = [path, path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else [path]
-        for candidate in candidates:
-            try:
-                content = read_checkpoint(candidate, self.device)
-            except DAMAGE:
-                continue
-            if content["current_epoch"] != self.current_epoch:
-                continue
-            self.bare_qam.load_state_dict(content["qam_weights"])
-            self.qam_optimizer.load_state_dict(content["qam_optimizer"])
-            self.competition.load_state_dict(content["competition"])
-            if candidate != path and self.local_rank == 0:  # else the next save would keep the wrong one
-                write_checkpoint(content, path)
+        if (read := read_quality(path, self.current_epoch, self.device)) is None:
+            self.print_to_log_file(
+                f"WARNING: no readable {path.name} of epoch {self.current_epoch}; the QAM and its memories begin anew."
+            )
             return
-        self.print_to_log_file(
-            f"WARNING: no readable {path.name} of epoch {self.current_epoch}; the QAM and its memories begin anew."
-        )
+        found, content = read
+        self.bare_qam.load_state_dict(content["qam_weights"])
+        self.qam_optimizer.load_state_dict(content["qam_optimizer"])
+        self.competition.load_state_dict(content["competition"])
+        self.qam_trained = is_trained(content)
+        if found != path and self.local_rank == 0:  # else the next save would keep the wrong one
+            write_checkpoint(content, path)
 
     def on_train_end(self) -> None:
         """As the base; what was needed to continue goes."""
@@ -392,18 +387,11 @@ class nnUNetTrainerExtQualityLiteral(nnUNetTrainerExtQuality):
     quality: ClassVar[dict[str, Any]] = {
         "burn_in": 0.0,
         "ramp": 0.0,
+        "centre": False,
         "driver": "loss",
         "min_foreground": 0,
         "memory": 0,
     }
-
-
-LATEST, PREVIOUS, BEST = (f"checkpoint_{which}.quality.pth" for which in ("latest", "previous", "best"))
-
-
-def quality_file(checkpoint: Path) -> Path:
-    """Where QAM and memories of a checkpoint are."""
-    return checkpoint.with_suffix(".quality.pth")
 
 
 def _on_device(target: Any, device: torch.device) -> Any:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.geometry import Box
 from nnunet_ext.io.atomic import write_text
+from nnunet_ext.losses.present import erase_absent
 from nnunet_ext.roi.boxes import crop
 
 AT_ONCE = 8
@@ -60,6 +61,20 @@ def heads_target(labels: NDArray[np.integer], manager: LabelManager) -> torch.Te
     return converted
 
 
+def counted_labels(manager: LabelManager, absent: Sequence[bool] | None = None) -> list[int]:
+    """Labels whose voxels are contours in a case: of a head that was contoured, neither background nor ignored.
+
+    Args:
+        manager: Labels of the dataset.
+        absent: Heads that were not contoured, as absent_heads gives them; None is none.
+    """
+    heads = manager.foreground_regions if manager.has_regions else manager.all_labels
+    gone = [False] * len(heads) if absent is None else absent
+    there = [head for head, left_out in zip(heads, gone, strict=True) if not left_out]
+    parts = [head if isinstance(head, (tuple, list)) else [head] for head in there]
+    return sorted({int(label) for part in parts for label in part} - {0})
+
+
 def case_answer(
     image: NDArray[np.floating],
     labels: NDArray[np.integer],
@@ -67,8 +82,11 @@ def case_answer(
     manager: LabelManager,
     min_foreground: int,
     ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    absent: Sequence[bool] | None = None,
 ) -> float:
     """Mean answer of a QAM over the patches of a case; NaN for a case without a contour.
+
+    As in training, voxels to ignore are no contour, and what was not contoured is not there.
 
     Args:
         image: (C, Z, Y, X), preprocessed.
@@ -77,19 +95,23 @@ def case_answer(
         manager: Labels of the dataset.
         min_foreground: Labelled voxels of a patch that counts; where none has as many, the one with most does.
         ask: From images (B, C, [Z,] Y, X) and targets to answers (B,).
+        absent: Heads that were not contoured in this case; None is none.
     """
-    tiles = covering_tiles(labels[0] > 0, patch)
+    contours = np.isin(labels[0], counted_labels(manager, absent))
+    tiles = covering_tiles(contours, patch)
     if not tiles:
         return float("nan")
-    sizes = np.array([np.count_nonzero(crop(labels[0], box) > 0) for box in tiles])
+    sizes = np.array([np.count_nonzero(crop(contours, box)) for box in tiles])
     chosen = [tiles[i] for i in np.flatnonzero(sizes >= min(min_foreground, sizes.max()))]
     flat = (slice(None), 0) if len(patch) == 2 else (slice(None),)
     answers = []
     for start in range(0, len(chosen), AT_ONCE):
         boxes = chosen[start : start + AT_ONCE]
         images = [np.stack([crop(np.asarray(channel), box) for channel in image])[flat] for box in boxes]
-        targets = [heads_target(crop(labels[0], box)[None][flat], manager) for box in boxes]
-        answers.append(ask(torch.from_numpy(np.stack(images)).float(), torch.stack(targets)))
+        targets = torch.stack([heads_target(crop(labels[0], box)[None][flat], manager) for box in boxes])
+        if absent is not None:
+            targets = erase_absent(targets, torch.tensor([list(absent)] * len(boxes)), regions=manager.has_regions)
+        answers.append(ask(torch.from_numpy(np.stack(images)).float(), targets))
     return float(torch.cat(answers).mean())
 
 

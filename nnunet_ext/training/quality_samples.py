@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,6 +23,21 @@ from nnunet_ext.losses.per_sample import (
     region_loss,
 )
 from nnunet_ext.training.losses import PassWeightedLoss, one_against_rest
+
+
+@dataclass
+class Answer:
+    """What both networks say about one batch.
+
+    Args:
+        losses: (B,), with the segmenter's graph.
+        answers: (B,), with the QAM's graph; None during burn-in.
+        samples: What the competition must know of them.
+    """
+
+    losses: torch.Tensor
+    answers: torch.Tensor | None
+    samples: Samples
 
 
 def per_sample_loss(kind: str, labels: LabelManager, loss: nn.Module) -> PerSampleLoss:

@@ -70,6 +70,19 @@ class TestWhoCompetes:
         found = weights(Competition(2, driver="loss", min_foreground=0), samples(3, foreground=foreground))
         assert 1 not in found
 
+    @pytest.mark.parametrize("spoiled", [math.nan, math.inf])
+    def test_an_answer_that_is_no_number_does_not_and_is_not_remembered(self, spoiled):
+        competition = Competition(2, memory=5, case_memory=True)
+        answer = torch.tensor([0.5, spoiled, -0.5], dtype=torch.float64)
+        outcome = competition.judge(samples(3, answer=answer), 1.0)
+        assert (outcome.verdict.weights[1], outcome.verdict.pull[1]) == (1, 0)
+        assert len(competition.memory.entries()) == 2
+        for seed in range(3):
+            verdict = competition.judge(samples(3, seed=seed), 1.0).verdict
+            assert verdict.weights.isfinite().all()
+            assert verdict.pull.isfinite().all()
+            assert verdict.weights[1] != 1
+
     def test_nobody_during_burn_in_which_still_makes_organs_known(self):
         competition = Competition(2, memory=4)
         unasked = samples(3, answer=torch.full((3,), math.nan))
@@ -89,6 +102,60 @@ class TestScore:
     def test_without_the_bound_is_the_answer(self):
         answers = torch.tensor([-1e4, 0.5])
         assert Competition(1, bounded=False).score(answers, 1.0).tolist() == answers.tolist()
+
+
+class TestCentre:
+    """What all answers have in common must not matter: no softmax sees it, but it takes tanh to where it is flat."""
+
+    def after(self, *, offset: float, steps: int, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and gradients of the last of some steps; the offset comes after the first."""
+        competition = Competition(2, memory=5, **given)
+        for seed in range(steps):
+            answers = samples(4, seed=seed).answer + (offset if seed else 0)
+            verdict = competition.judge(samples(4, seed=seed, answer=answers), 1.0).verdict
+        answers.requires_grad_()
+        step_loss(torch.zeros(4), competition.score(answers, 1.0), verdict, 4).backward()
+        return verdict.weights, answers.grad
+
+    def test_a_common_offset_changes_neither_weights_nor_gradients_in_the_long_run(self):
+        for offset in (10.0, -300.0):
+            for a, b in zip(*(self.after(offset=x, steps=400) for x in (0.0, offset)), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+                assert a.std() > 0.05
+
+    def test_without_it_an_offset_makes_all_weights_equal_and_stops_learning(self):
+        equal, gradients = self.after(offset=10.0, steps=400, centre=False)
+        assert equal.tolist() == pytest.approx([1] * 4, abs=1e-6)
+        assert gradients.abs().max() < 1e-6
+
+    def test_the_first_step_has_no_offset_either(self):
+        given = [samples(4, answer=samples(4).answer + offset) for offset in (0.0, 50.0)]
+        assert weights(Competition(2), given[0]) == pytest.approx(weights(Competition(2), given[1]))
+
+    def test_weights_stay_bounded(self):
+        competition = Competition(2, bound=2.0)
+        for seed, size in enumerate((1.0, 1e6, 1e-3, 1e9)):
+            found = weights(competition, samples(8, seed=seed, answer=size * samples(8, seed=seed + 9).answer))
+            assert max(found) / min(found) <= math.exp(2 * 2.0) * (1 + 1e-9)
+
+    def test_is_the_mean_of_those_that_compete_alone(self):
+        competition = Competition(2, min_foreground=100)
+        answer = torch.tensor([1.0, 50.0, 3.0], dtype=torch.float64)
+        competition.judge(samples(3, answer=answer, foreground=torch.tensor([200.0, 0.0, 200.0])), 1.0)
+        assert competition.mean == 2
+        competition.judge(samples(3, answer=answer, foreground=torch.zeros(3)), 1.0)
+        assert competition.mean == 2
+        competition.judge(samples(1, answer=answer[1:2]), 1.0)
+        assert competition.mean == pytest.approx(0.95 * 2 + 0.05 * 50)
+        assert competition.score(answer[:1], 1.0).item() == pytest.approx(2 * math.tanh(1 - competition.mean))
+
+    def test_is_in_the_state_which_older_ones_lack(self):
+        first, second = Competition(2), Competition(2)
+        first.judge(samples(3), 1.0)
+        second.load_state_dict(first.state_dict())
+        assert first.mean == second.mean is not None
+        second.load_state_dict({k: v for k, v in first.state_dict().items() if k != "mean"})
+        assert second.mean is None
 
 
 class TestDriver:

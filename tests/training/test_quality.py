@@ -26,10 +26,11 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.locations import expose_trainers
 from nnunet_ext.losses.competition import Samples
 from nnunet_ext.settings import QualitySettings, TrainerSettings, resolve_settings
-from nnunet_ext.training.checkpoint import read_checkpoint
+from nnunet_ext.training.checkpoint import read_checkpoint, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
-from nnunet_ext.training.quality import nnUNetTrainerExtQuality, nnUNetTrainerExtQualityLiteral, quality_file
+from nnunet_ext.training.quality import nnUNetTrainerExtQuality, nnUNetTrainerExtQualityLiteral
+from nnunet_ext.training.quality_files import is_trained, quality_file
 from nnunet_ext.training.quality_samples import case_number, exclusive_bce_per_sample
 from nnunet_ext.training.refinement import nnUNetTrainerExtRefine
 
@@ -56,6 +57,7 @@ def test_recommended_settings():
         qam_lr=1e-4,
         lambda_=2.0,
         ocm=True,
+        centre=True,
         burn_in=0.1,
         ramp=0.4,
         driver="readiness",
@@ -76,7 +78,7 @@ def test_published_settings():
         batch_size=32,
         loss="bce",
         deep_supervision=False,
-        quality=QualitySettings(burn_in=0.0, ramp=0.0, driver="loss", min_foreground=0, memory=0),
+        quality=QualitySettings(burn_in=0.0, ramp=0.0, centre=False, driver="loss", min_foreground=0, memory=0),
     )
 
 
@@ -242,10 +244,11 @@ class TestStep:
 
     def test_no_option_is_without_effect_on_the_competition(self, in_world):
         asked = {"lambda_": 1.5, "ocm": False, "min_foreground": 7, "memory": 9, "case_memory": True, "qam_lr": 0.125,
-                 "ready_dice": 0.25}  # fmt: skip
+                 "ready_dice": 0.25, "centre": False}  # fmt: skip
         trainer = started(in_world, quality=asked)
         competition = trainer.competition
         assert (competition.bound, competition.bounded, competition.min_foreground) == (1.5, False, 7)
+        assert not competition.centre
         assert competition.memory.size == 9
         assert competition.readiness.known == 0.25
         assert competition.cases is not None
@@ -253,13 +256,42 @@ class TestStep:
 
     def test_gradients_of_both_networks_are_limited(self, in_world, monkeypatch):
         limited = []
-        monkeypatch.setattr(
-            torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: limited.append((len(list(parameters)), norm))
-        )
+
+        def limit(parameters: Any, norm: float) -> torch.Tensor:
+            limited.append((len(list(parameters)), norm))
+            return torch.tensor(1.0)
+
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", limit)
         trainer = started(in_world)
         trainer.train_step(next(trainer.dataloader_train))
         sizes = [len(list(network.parameters())) for network in (trainer.network, trainer.qam)]
         assert limited == [(size, 12) for size in sizes]
+
+    def test_one_answer_that_is_not_a_number_leaves_the_qam_and_later_steps_alone(self, in_world):
+        trainer = started(in_world)
+        spoiled, before = trainer.qam.register_forward_hook(lambda _, __, out: out * torch.nan), state(trainer.qam)
+        assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+        assert not changed(before, trainer.qam)
+        assert not trainer.qam_trained
+        spoiled.remove()
+        trainer.train_step(next(trainer.dataloader_train))
+        assert changed(before, trainer.qam)
+        for network in (trainer.network, trainer.qam):
+            assert all(weight.isfinite().all() for weight in network.parameters())
+
+    def test_what_all_answers_have_in_common_changes_nothing(self, in_world):
+        one, other = (in_double(started(in_world, batch_size=4)) for _ in range(2))
+        other.network.load_state_dict(one.network.state_dict())
+        other.qam.load_state_dict(one.qam.state_dict())
+        other.qam.head.bias.data += 10
+        batch = as_double(next(one.dataloader_train))
+        for trainer in (one, other):
+            trainer.train_step(copy.deepcopy(batch))
+        assert max(weight.grad.abs().max() for weight in one.qam.parameters()) > 1e-3
+        for name in ("network", "qam"):
+            theirs = getattr(other, name).parameters()
+            for a, b in zip(getattr(one, name).parameters(), theirs, strict=True):
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -438,6 +470,22 @@ class TestCheckpoint:
         trainer.save_checkpoint(str(latest))
         with torch.serialization.safe_globals([]):
             assert torch.load(quality_file(latest), weights_only=True)["current_epoch"] == 1
+
+    def test_it_says_whether_the_qam_was_trained(self, in_world):
+        for quality, trained in (({}, True), ({"burn_in": 1.0, "ramp": 1.0}, False), ({"driver": "readiness"}, False)):
+            trainer = started(in_world, quality={"ready_dice": 0.99, **quality})
+            latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
+            for _ in range(2):
+                trainer.train_step(next(trainer.dataloader_train))
+            trainer.logger.log("mean_fg_dice", 0.5, 0)
+            trainer.save_checkpoint(str(latest))
+            content = read_checkpoint(quality_file(latest))
+            assert content["qam_trained"] == is_trained(content) == trained
+            del content["qam_trained"], content["competition"]["mean"]
+            write_checkpoint(content, quality_file(latest))  # as older versions wrote it
+            again = started(in_world, quality={"ready_dice": 0.99, **quality})
+            again.load_checkpoint(str(latest))
+            assert again.qam_trained == trained
 
     def test_a_missing_or_damaged_file_is_said_and_the_segmenter_loads(self, in_world):
         trainer, latest = after_step(in_world)

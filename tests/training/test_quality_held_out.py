@@ -11,9 +11,17 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.roi.provenance import HELD_OUT_CSV
 from nnunet_ext.training.quality import nnUNetTrainerExtQuality
-from nnunet_ext.training.quality_held_out import case_answer, covering_tiles, heads_target, write_held_out
+from nnunet_ext.training.quality_held_out import (
+    case_answer,
+    counted_labels,
+    covering_tiles,
+    heads_target,
+    write_held_out,
+)
 
 LABELS = LabelManager({"background": 0, "a": 1, "b": 2}, None)
+IGNORE = LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None)
+REGIONS = LabelManager({"background": 0, "both": [1, 2], "b": 2, "ignore": 3}, [1, 2])
 
 
 def contours() -> np.ndarray:
@@ -56,10 +64,62 @@ def test_patches_with_few_labelled_voxels_do_not_count_unless_there_are_no_other
 
 
 def test_regions_and_padding_come_as_in_training():
-    manager = LabelManager({"background": 0, "both": [1, 2], "b": 2, "ignore": 3}, [1, 2])
     patch = np.array([[[-1, 0, 1, 2, 3]]], np.int8)
     assert heads_target(patch, LABELS).tolist() == [[[0, 0, 1, 2, 3]]]
-    assert heads_target(patch, manager).int().tolist() == [[[0, 0, 1, 1, 0]], [[0, 0, 0, 1, 0]], [[0, 0, 0, 0, 1]]]
+    assert heads_target(patch, REGIONS).int().tolist() == [[[0, 0, 1, 1, 0]], [[0, 0, 0, 1, 0]], [[0, 0, 0, 0, 1]]]
+
+
+def test_contours_are_those_of_heads_that_were_contoured():
+    assert counted_labels(LABELS) == counted_labels(IGNORE) == counted_labels(REGIONS) == [1, 2]
+    assert counted_labels(IGNORE, [False, True, False]) == [2]
+    assert counted_labels(REGIONS, [False, True]) == [1, 2]
+    assert counted_labels(REGIONS, [True, False]) == [2]
+    assert counted_labels(REGIONS, [True, True]) == []
+
+
+def asked(
+    labels: np.ndarray, manager: LabelManager, absent: list[bool] | None = None, least: int = 1
+) -> list[torch.Tensor]:
+    """Targets of the patches of 8 x 8 that the QAM is asked about."""
+    seen: list[torch.Tensor] = []
+
+    def ask(_: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.extend(target)
+        return torch.zeros(len(target))
+
+    case_answer(np.zeros(labels.shape), labels, (8, 8), manager, least, ask, absent)
+    return seen
+
+
+@pytest.mark.parametrize("manager", [IGNORE, REGIONS], ids=["labels", "regions"])
+def test_what_is_to_be_ignored_is_no_contour(manager):
+    labels = np.full((1, 2, 40, 40), 3, np.int8)  # sparse: all but one corner of one slice is to be ignored
+    labels[0, 0, :8, :8] = 0
+    assert asked(labels, manager) == []
+    labels[0, 0, 2:4, 2:5] = 1
+    (target,) = asked(labels, manager)
+    assert (target[0] == 1).sum() == 6
+    labels[0, 1, 2, 2] = 2  # a slice with one contoured voxel, and 63 to ignore
+    assert len(asked(labels, manager)) == 2
+    assert len(asked(labels, manager, least=6)) == 1
+
+
+@pytest.mark.parametrize(
+    ("manager", "gone"), [(IGNORE, [False, True, False]), (REGIONS, [True, False])], ids=["labels", "regions"]
+)
+def test_what_was_not_contoured_is_not_there(manager, gone):
+    labels = np.zeros((1, 2, 8, 8), np.int8)
+    labels[0, 0, :, :4] = 1  # of a, which is gone; its slice goes with it
+    labels[0, 1, :2, :2] = 2
+    labels[0, 1, 2:, :] = 1
+    assert len(asked(labels, manager)) == 2
+    (target,) = asked(labels, manager, gone)
+    if manager.has_regions:
+        assert target.flatten(1).sum(1).tolist() == [0, 4, 0]
+    else:
+        assert sorted(target.unique().tolist()) == [0, 2]
+    all_gone = [False, True, True] if manager is IGNORE else [True, True]
+    assert asked(labels, manager, all_gone) == []
 
 
 def test_weights_are_relative_to_the_other_held_out_cases(tmp_path: Path):
@@ -71,14 +131,56 @@ def test_weights_are_relative_to_the_other_held_out_cases(tmp_path: Path):
     assert (tmp_path / "none.csv").read_text() == "case,score,weight\n"
 
 
+def competing(in_world: Any, configuration: str = "2d") -> Any:
+    """A trainer whose QAM has had a step."""
+    quality = {"burn_in": 0.0, "ramp": 0.0, "driver": "displacement", "min_foreground": 0}
+    block = {"oversample_foreground_percent": 1.0, "quality": quality}
+    trainer = in_world(nnUNetTrainerExtQuality, configuration, nnunet_ext=block)
+    trainer.initialize()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    return trainer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_the_trainer_judges_the_cases_of_its_fold_alone(in_world, world, configuration):
-    trainer = in_world(nnUNetTrainerExtQuality, configuration)
-    trainer.initialize()
+    trainer = competing(in_world, configuration)
     trainer.judge_held_out()
     with Path(trainer.output_folder, HELD_OUT_CSV).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == sorted(world.splits[0]["val"])
     assert np.mean([float(row["weight"]) for row in rows]) == pytest.approx(1, abs=1e-4)
     assert len({row["score"] for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_qam_that_was_never_trained_judges_nobody(in_world):
+    trainer = in_world(nnUNetTrainerExtQuality, "2d", nnunet_ext={"quality": {"burn_in": 1.0, "ramp": 1.0}})
+    trainer.initialize()
+    old = Path(trainer.output_folder, HELD_OUT_CSV)
+    for _ in range(2):
+        trainer.judge_held_out()
+        assert not old.exists()
+        old.write_text("case,score,weight\ncase_0,1,1\n")  # of an earlier training
+    assert f"No {HELD_OUT_CSV}: the QAM was never trained" in Path(trainer.log_file).read_text()
+
+
+@pytest.mark.slow
+def test_the_trainer_leaves_out_what_was_not_contoured_in_a_case(in_world, world, monkeypatch):
+    trainer, (case, other) = competing(in_world), sorted(world.splits[0]["val"])
+    trainer._absent = {case: [False, True, False, False]}
+    _, cases = trainer.get_tr_and_val_datasets()
+    monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (None, cases))
+    ask, seen = trainer.ask_qam, []
+    monkeypatch.setattr(trainer, "ask_qam", lambda image, target: seen.append(target) or ask(image, target))
+    found = {}
+    for name in (case, other):
+        seen.clear()
+        cases.identifiers = [name]
+        trainer.judge_held_out()
+        found[name] = sorted(torch.cat(seen).unique().tolist())
+    assert found == {case: [0, 2, 3], other: [0, 1, 2, 3]}

@@ -165,6 +165,7 @@ def test_an_unknown_key_of_quality_is_refused_with_the_valid_ones():
         ("qam_lr", 0.0),
         ("lambda_", -1.0),
         ("ocm", 1),
+        ("centre", "yes"),
         ("burn_in", 10),
         ("ramp", 1.5),
         ("driver", "dice"),
