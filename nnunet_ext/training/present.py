@@ -126,7 +126,7 @@ class PresentLabels(nnUNetTrainer):
     def present_only(self, batch: dict[str, Any]) -> Iterator[None]:
         """While a batch is handled, the network says nothing of organs that its cases lack, and its targets neither."""
         known = self.absent_in_cases()
-        rows = [known.get(str(case)) for case in batch["keys"]]
+        rows = [known.get(str(case)) for case in batch["keys"]] if known else []
         width = next((len(row) for row in rows if row), None)
         if width is None:
             yield

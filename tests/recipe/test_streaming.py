@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +158,15 @@ def test_a_run_that_ends_busy_still_writes_what_is_predicted(folders: tuple[Path
     check_whole(folders[1], ["a", "b"])
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_leaves_whole_cases_and_a_second_run_does_the_others(folders: tuple[Path, Path]) -> None:
     def interrupt(number: int) -> None:
         if number == 3:
