@@ -3,6 +3,6 @@
 Use it to repeat the published comparison; otherwise nnUNetTrainerExtQuality is safer.
 """
 
-from nnunet_ext.training.quality import nnUNetTrainerExtQualityLiteral
+from nnunet_ext.training.quality_literal import nnUNetTrainerExtQualityLiteral
 
 __all__ = ["nnUNetTrainerExtQualityLiteral"]

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch._dynamo import OptimizedModule
 
-from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import atomic_path, read_json, write_json
+from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.roi.provenance import CASES_FILE
 from nnunet_ext.settings import PLANS_BLOCK, resolve_settings
-from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
+from nnunet_ext.training.augmentation import augmentation
+from nnunet_ext.training.checkpoint import is_latest, plain, previous_of, read_with_fall_back, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.plateau import PlateauScheduler, plateau_after
 from nnunet_ext.training.present import PresentLabels
@@ -213,15 +206,7 @@ class nnUNetTrainerExt(PresentLabels):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """Stock augmentation, made repeatable, with ``own_transforms`` before the padding label is removed."""
         composed = super().get_training_transforms(*args, **kwargs)
-        for transform in composed.transforms:
-            inner = getattr(transform, "transform", transform)
-            if isinstance(inner, GaussianBlurTransform):
-                inner.benchmark = False  # it would pick convolution or FFT by timing: other bits at every run
-        where = next(i for i, t in enumerate(composed.transforms) if isinstance(t, RemoveLabelTansform))
-        before = composed.transforms[:where]
-        if self.settings.augmentation != "full":
-            before = flips_and_noise(before, noise=self.settings.augmentation == "flips_noise")
-        return ComposeTransforms([*before, *self.own_transforms(), *composed.transforms[where:]])
+        return augmentation(composed.transforms, self.settings.augmentation, self.own_transforms())
 
     def own_transforms(self) -> list[BasicTransform]:
         """Transforms that a subclass adds; labels are integers there, padding is −1."""
@@ -293,7 +278,7 @@ class nnUNetTrainerExt(PresentLabels):
         content = (
             filename_or_checkpoint
             if isinstance(filename_or_checkpoint, dict)
-            else self._read_with_fall_back(Path(filename_or_checkpoint))
+            else read_with_fall_back(Path(filename_or_checkpoint), self.device, self.print_to_log_file)
         )
         self.bare_network.load_state_dict({k.removeprefix("module."): v for k, v in content["network_weights"].items()})
         self.current_epoch = content["current_epoch"]
@@ -305,27 +290,6 @@ class nnUNetTrainerExt(PresentLabels):
         self.optimizer.load_state_dict(content["optimizer_state"])
         if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(content["grad_scaler_state"])
-
-    def _read_with_fall_back(self, path: Path) -> dict[str, Any]:
-        candidates = [path]
-        if is_latest(path):
-            candidates += [previous_of(path), path.with_name("checkpoint_best.pth")]
-        for candidate in candidates:
-            if not candidate.exists():
-                continue
-            try:
-                content = read_checkpoint(candidate, self.device)
-            except DAMAGE as error:
-                self.print_to_log_file(
-                    f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one."
-                )
-                continue
-            if candidate != path:  # else the next save would keep the damaged file as its fall-back
-                with atomic_path(path) as temporary:
-                    shutil.copyfile(candidate, temporary)
-            self.print_to_log_file(f"Continuing from {candidate.name}, epoch {content['current_epoch']}.")
-            return content
-        raise InputError(f"{path} is damaged and no older checkpoint can be read; delete it and train this fold again.")
 
     def on_train_end(self) -> None:
         """As stock; the fall-back of ``checkpoint_latest`` goes with it."""
@@ -341,32 +305,3 @@ def epochs_without_best(history: Sequence[float]) -> int:
         if score > best:
             best, when = score, epoch
     return len(history) - 1 - when
-
-
-def flips_and_noise(transforms: Iterable[BasicTransform], *, noise: bool) -> list[BasicTransform]:
-    """Of nnU-Net's augmentation what crops, mirrors and masks; without rotation and scaling.
-
-    Args:
-        transforms: nnU-Net's list up to the removal of the padding label; every random one there is augmentation.
-        noise: Keep the Gaussian noise too.
-    """
-    kept = []
-    for transform in transforms:
-        if isinstance(transform, RandomTransform):
-            if noise and isinstance(transform.transform, GaussianNoiseTransform):
-                kept.append(transform)
-            continue
-        if isinstance(transform, SpatialTransform):  # stays, because it also crops to the patch
-            transform.p_rotation = transform.p_scaling = 0.0
-        kept.append(transform)
-    return kept
-
-
-def is_latest(path: Path) -> bool:
-    """Whether this is the checkpoint that training continues from."""
-    return path.name == "checkpoint_latest.pth"
-
-
-def previous_of(path: Path) -> Path:
-    """Where the predecessor of ``checkpoint_latest.pth`` is kept."""
-    return path.with_name("checkpoint_previous.pth")

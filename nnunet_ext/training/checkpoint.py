@@ -6,12 +6,14 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import atomic_path
 
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -75,3 +77,36 @@ def read_checkpoint(path: Path, map_location: torch.device | str = "cpu") -> dic
 
 DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
 """What torch.load raises on a cut or overwritten file."""
+
+
+def is_latest(path: Path) -> bool:
+    """Whether this is the checkpoint that training continues from."""
+    return path.name == "checkpoint_latest.pth"
+
+
+def previous_of(path: Path) -> Path:
+    """Where the predecessor of ``checkpoint_latest.pth`` is kept."""
+    return path.with_name("checkpoint_previous.pth")
+
+
+def read_with_fall_back(path: Path, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+    """A checkpoint; of a damaged latest one its predecessor, or the best, which then takes its place.
+
+    Raises:
+        InputError: no readable checkpoint is left.
+    """
+    candidates = [path, previous_of(path), path.with_name("checkpoint_best.pth")] if is_latest(path) else [path]
+    for candidate in candidates:
+        if not candidate.exists():
+            continue
+        try:
+            content = read_checkpoint(candidate, device)
+        except DAMAGE as error:
+            say(f"{candidate.name} is damaged ({type(error).__name__}); looking for an older one.")
+            continue
+        if candidate != path:  # else the next save would keep the damaged file as its fall-back
+            with atomic_path(path) as temporary:
+                shutil.copyfile(candidate, temporary)
+        say(f"Continuing from {candidate.name}, epoch {content['current_epoch']}.")
+        return content
+    raise InputError(f"{path} is damaged and no older checkpoint can be read; delete it and train this fold again.")

@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.training.base import is_latest, nnUNetTrainerExt, previous_of
-from nnunet_ext.training.checkpoint import DAMAGE, plain, read_checkpoint, write_checkpoint
+from nnunet_ext.training.checkpoint import (
+    DAMAGE,
+    is_latest,
+    plain,
+    previous_of,
+    read_checkpoint,
+    read_with_fall_back,
+    write_checkpoint,
+)
 
 
 def content(epoch: int = 1) -> dict[str, Any]:
@@ -38,19 +45,8 @@ def cut(path: Path, share: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
-class Reader:
-    """As much of a trainer as reading a checkpoint needs."""
-
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def print_to_log_file(self, *words: object) -> None:
-        self.said.append(" ".join(map(str, words)))
-
-    def read(self, path: Path) -> dict[str, Any]:
-        return nnUNetTrainerExt._read_with_fall_back(self, path)  # type: ignore[arg-type]
+def read(path: Path, said: list[str] | None = None) -> dict[str, Any]:
+    return read_with_fall_back(path, torch.device("cpu"), ([] if said is None else said).append)
 
 
 # --- content ---------------------------------------------------------------------------------------------------------
@@ -147,7 +143,7 @@ def test_a_checkpoint_that_runs_code_is_refused_and_the_code_does_not_run(tmp_pa
     with pytest.raises(pickle.UnpicklingError):
         read_checkpoint(tmp_path / "checkpoint_final.pth")
     with pytest.raises(InputError):
-        Reader().read(tmp_path / "checkpoint_final.pth")
+        read(tmp_path / "checkpoint_final.pth")
     assert not trace.exists()
 
 
@@ -178,10 +174,10 @@ def test_a_cut_latest_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_pa
     for epoch in (1, 2):
         write_checkpoint(content(epoch), latest, previous_of(latest))
     cut(latest, share)
-    reader = Reader()
-    assert reader.read(latest)["current_epoch"] == 1
-    assert reader.said[0].startswith("checkpoint_latest.pth is damaged")
-    assert reader.said[1] == "Continuing from checkpoint_previous.pth, epoch 1."
+    said: list[str] = []
+    assert read(latest, said)["current_epoch"] == 1
+    assert said[0].startswith("checkpoint_latest.pth is damaged")
+    assert said[1] == "Continuing from checkpoint_previous.pth, epoch 1."
 
 
 def test_after_a_fall_back_the_next_save_keeps_a_good_predecessor(tmp_path):
@@ -189,7 +185,7 @@ def test_after_a_fall_back_the_next_save_keeps_a_good_predecessor(tmp_path):
     for epoch in (1, 2):
         write_checkpoint(content(epoch), latest, previous_of(latest))
     cut(latest)
-    Reader().read(latest)
+    read(latest)
     write_checkpoint(content(2), latest, previous_of(latest))
     assert read_checkpoint(latest)["current_epoch"] == 2
     assert read_checkpoint(previous_of(latest))["current_epoch"] == 1
@@ -204,7 +200,7 @@ def test_zeros_in_the_middle_of_the_latest_checkpoint_fall_back_too(tmp_path):
     damaged[len(damaged) // 2 : len(damaged) // 2 + 512] = bytes(512)
     latest.unlink()
     latest.write_bytes(bytes(damaged))
-    assert Reader().read(latest)["current_epoch"] == 1
+    assert read(latest)["current_epoch"] == 1
 
 
 def test_the_best_checkpoint_is_the_last_resort(tmp_path):
@@ -214,9 +210,9 @@ def test_the_best_checkpoint_is_the_last_resort(tmp_path):
     write_checkpoint(content(3), latest, previous_of(latest))
     cut(latest)
     cut(previous_of(latest))
-    reader = Reader()
-    assert reader.read(latest)["current_epoch"] == 1
-    assert [line.split()[0] for line in reader.said[:2]] == ["checkpoint_latest.pth", "checkpoint_previous.pth"]
+    said: list[str] = []
+    assert read(latest, said)["current_epoch"] == 1
+    assert [line.split()[0] for line in said[:2]] == ["checkpoint_latest.pth", "checkpoint_previous.pth"]
 
 
 def test_when_every_checkpoint_is_damaged_the_file_is_named_with_what_to_do(tmp_path):
@@ -224,7 +220,7 @@ def test_when_every_checkpoint_is_damaged_the_file_is_named_with_what_to_do(tmp_
     write_checkpoint(content(), latest)
     cut(latest)
     with pytest.raises(InputError, match=r"checkpoint_latest\.pth is damaged .* train this fold again"):
-        Reader().read(latest)
+        read(latest)
 
 
 def test_a_damaged_final_checkpoint_is_not_replaced_by_an_older_one(tmp_path):
@@ -233,4 +229,4 @@ def test_a_damaged_final_checkpoint_is_not_replaced_by_an_older_one(tmp_path):
     write_checkpoint(content(2), tmp_path / "checkpoint_final.pth")
     cut(tmp_path / "checkpoint_final.pth")
     with pytest.raises(InputError):
-        Reader().read(tmp_path / "checkpoint_final.pth")
+        read(tmp_path / "checkpoint_final.pth")

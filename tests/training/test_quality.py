@@ -29,8 +29,9 @@ from nnunet_ext.settings import QualitySettings, TrainerSettings, resolve_settin
 from nnunet_ext.training.checkpoint import read_checkpoint, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
-from nnunet_ext.training.quality import nnUNetTrainerExtQuality, nnUNetTrainerExtQualityLiteral
+from nnunet_ext.training.quality import nnUNetTrainerExtQuality
 from nnunet_ext.training.quality_files import is_trained, quality_file
+from nnunet_ext.training.quality_literal import nnUNetTrainerExtQualityLiteral
 from nnunet_ext.training.quality_samples import case_number, exclusive_bce_per_sample
 from nnunet_ext.training.refinement import nnUNetTrainerExtRefine
 
