@@ -35,10 +35,10 @@ class QualitySettings(BaseModel):
         ramp: Share of all epochs by which the scores, rising from 0 since burn_in, reach full strength; equal to
             burn_in they have it at once.
         driver: By what the QAM judges a sample: its own "loss" (as published), "displacement" (mean distance of the
-            boundaries, mm, over organs) or "readiness" (the same of the organs whose running soft Dice is above
-            ready_dice, each relative to its running mean).
-        ready_dice: Soft Dice from which an organ is known well enough to judge contours by it. Wrong contours keep it
-            low where they are wrong by as much as the organ is thick; then lower it, or nothing ever competes.
+            boundaries, mm, over organs) or "readiness" (the same of the organs that are known by now, each relative
+            to its running mean).
+        ready_dice: Soft Dice, of the better quarter of its recent contours, from which an organ is known well enough to
+            judge contours by it. Too high, and nothing ever competes; the log says so.
         min_foreground: Labelled voxels in a patch that competes; all others keep weight 1. 0 lets every patch compete.
         memory: Earlier samples that compete as well where a step has fewer than 8 of its own, so that the weights of a
             batch of 1 differ; 0 is none.

@@ -15,7 +15,7 @@ from nnunet_ext.losses.readiness import Readiness
 Driver: TypeAlias = Literal["loss", "displacement", "readiness"]
 
 MEMORY = 0.95
-"""Share of the old in the running mean of the answers, per step; that of Readiness."""
+"""Share of the old in the running mean of the answers, per step."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Competition:
             have in common changes no softmax, so nothing holds it: they drift together to where tanh is flat, all
             weights are equal there, and no gradient leads back.
         driver: "loss", "displacement" (mean over organs, mm) or "readiness" (see Readiness).
-        ready_dice: Running soft Dice above which an organ counts for "readiness".
+        ready_dice: Soft Dice above which an organ counts for "readiness".
         min_foreground: Labelled voxels that a sample needs to be comparable.
         memory: Earlier samples to compete with; 0 is none.
         case_memory: Whether a sample's score is averaged with the running one of its case.

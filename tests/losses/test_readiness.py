@@ -24,7 +24,7 @@ def after(dices: list[float], displacements: list[float], batches: int = 1) -> R
     return readiness
 
 
-def test_an_organ_counts_above_a_running_dice_of_six_tenths():
+def test_an_organ_counts_above_a_dice_of_six_tenths():
     assert after([0.59, 0.61, 0.9], [1, 1, 1]).ready.tolist() == [False, True, True]
 
 
@@ -50,15 +50,35 @@ def test_organs_that_do_not_count_or_are_absent_are_left_out():
     assert driver[1].isnan()
 
 
-def test_running_means_keep_ninety_five_hundredths_of_the_old():
+def test_the_running_displacement_keeps_ninety_five_hundredths_of_the_old():
     readiness = after([1.0], [1.0])
     size = torch.full((1, 1), 100.0, dtype=torch.float64)
     readiness.update(column(3.0), size * 0, size, size)
-    assert readiness.dice.item() == pytest.approx(0.95)
     assert readiness.displacement.item() == pytest.approx(0.95 + 0.05 * 3)
 
 
-def test_absent_organs_change_no_running_mean():
+def test_wrong_contours_do_not_make_a_known_organ_unknown():
+    right, wrong = torch.tensor([[80.0]], dtype=torch.float64), torch.tensor([[20.0]], dtype=torch.float64)
+    size = torch.full((1, 1), 100.0, dtype=torch.float64)
+    known, unknown = Readiness(1), Readiness(1)
+    for turn in range(100):
+        known.update(column(1.0), wrong if turn % 2 else right, size, size)
+        unknown.update(column(1.0), wrong if turn % 8 else right, size, size)
+    assert known.ready.tolist() == [True]  # half of the contours fit
+    assert unknown.ready.tolist() == [False]  # an eighth does, perhaps by chance
+
+
+def test_what_was_long_ago_is_forgotten_organ_by_organ():
+    readiness = Readiness(2)
+    size = torch.tensor([[100.0, 0.0]], dtype=torch.float64)
+    readiness.update(column(1.0, 1.0), column(90.0, 90.0), column(100.0, 100.0), column(100.0, 100.0))
+    for _ in range(64):
+        readiness.update(column(1.0, NAN), 0.1 * size, size, size)
+    assert readiness.dice.tolist() == pytest.approx([0.1, 0.9])
+    assert readiness.recent.shape == (64, 2)
+
+
+def test_absent_organs_change_nothing():
     readiness = after([0.9, 0.8], [2.0, 3.0])
     size = torch.tensor([[100.0, 0.0]], dtype=torch.float64)
     readiness.update(column(2.0, NAN), 0.9 * size, size, size)
@@ -66,12 +86,13 @@ def test_absent_organs_change_no_running_mean():
     assert readiness.displacement.tolist() == pytest.approx([2.0, 3.0])
 
 
-def test_the_dice_of_a_batch_is_of_all_its_samples_together():
+def test_a_patch_without_the_organ_says_nothing_about_it():
     readiness = Readiness(1)
-    both, predicted, labelled = (torch.tensor(v, dtype=torch.float64) for v in ([[90.0], [0.0]], [[90.0], [10.0]],
-                                                                                 [[90.0], [0.0]]))  # fmt: skip
+    both, predicted, labelled = (
+        torch.tensor(v, dtype=torch.float64) for v in ([[90.0], [0.0]], [[90.0], [10.0]], [[90.0], [0.0]])
+    )
     readiness.update(torch.tensor([[1.0], [3.0]], dtype=torch.float64), both, predicted, labelled)
-    assert readiness.dice.item() == pytest.approx(180 / 190)
+    assert readiness.dice.item() == pytest.approx(1.0)
     assert readiness.displacement.item() == pytest.approx(2)
 
 
@@ -83,3 +104,4 @@ def test_continues_from_its_state():
     first, second = after([0.9, 0.5], [2.0, 1.0]), Readiness(2)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.driver(column(3.0, 3.0)), second.driver(column(3.0, 3.0)))
+    assert torch.equal(first.dice, second.dice)
