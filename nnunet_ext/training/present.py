@@ -17,6 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.losses.present import PresentOnly, erase_absent
+from nnunet_ext.training.summary import count_contoured_only
 
 
 def present_file(dataset: str, preprocessed: Path) -> Path | None:
@@ -69,27 +70,47 @@ class PresentDataset:
 class PresentLabels(nnUNetTrainer):
     """Part of nnUNetTrainerExt: an organ that was not contoured in a case is neither foreground nor background there.
 
-    Loss and running Dice leave it out, case by case, and no patch is drawn for it; a batch without such a case is
-    trained exactly as before. The final validation of nnU-Net counts every organ in every case; ``nnunet-ext evaluate``
-    and ``select`` count contoured ones.
+    Loss, running Dice and the summary of the final validation leave it out, case by case, and no patch is drawn for
+    it; a batch without such a case is trained exactly as before.
     """
 
     network: Any
     cases: dict[str, list[str]] | None = None
+    _contoured: dict[str, set[int]] | None = None
     _absent: dict[str, list[bool]] | None = None
 
-    def absent_in_cases(self) -> dict[str, list[bool]]:
-        """Case to heads that were not contoured, for cases with such heads; read once.
+    def contoured_in_cases(self) -> dict[str, set[int]]:
+        """Case to labels that were contoured, for cases that are listed; read once.
 
         Raises:
             InputError: the list names a case or a label that the dataset does not have.
         """
-        if self._absent is None:
+        if self._contoured is None:
             path = present_file(self.plans_manager.dataset_name, Path(self.preprocessed_dataset_folder_base))
-            self._absent = self._read_absent(path) if path and self.leaves_out_absent() else {}
+            self._contoured = self._read_contoured(path) if path and self.leaves_out_absent() else {}
+        return self._contoured
+
+    def absent_in_cases(self) -> dict[str, list[bool]]:
+        """Case to heads that the training must not count, for cases with such heads; worked out once.
+
+        Raises:
+            InputError: as contoured_in_cases.
+        """
+        if self._absent is None:
+            heads = {
+                case: absent_heads(self.told_apart(contoured), self.label_manager)
+                for case, contoured in self.contoured_in_cases().items()
+            }
+            self._absent = {case: absent for case, absent in heads.items() if any(absent)}
         return self._absent
 
-    def _read_absent(self, path: Path) -> dict[str, list[bool]]:
+    def absent_organs(self, heads: Mapping[str, list[bool]]) -> dict[str, set[tuple[int, ...]]]:
+        """Case to its absent organs, each as a tuple of labels."""
+        manager = self.label_manager
+        organs = manager.foreground_regions if manager.has_regions else manager.all_labels
+        return {case: {_as_tuple(organs[i]) for i, gone in enumerate(row) if gone} for case, row in heads.items()}
+
+    def _read_contoured(self, path: Path) -> dict[str, set[int]]:
         """Raises InputError for what the dataset does not have, which would be trained as background unnoticed."""
         listed = read_present(path)
         dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
@@ -97,7 +118,6 @@ class PresentLabels(nnUNetTrainer):
         if unknown:
             raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
         numbers = {n for value in self.dataset_json["labels"].values() for n in _as_tuple(value)}
-        absent = {}
         for case, contoured in listed.items():
             odd = sorted(set(contoured) - numbers)
             if odd:
@@ -111,8 +131,7 @@ class PresentLabels(nnUNetTrainer):
                     f"{path}: in {case} no region has all of its labels, so nothing could be trained; list every label "
                     "of the regions that were contoured."
                 )
-            absent[case] = heads
-        return {case: heads for case, heads in absent.items() if any(heads)}
+        return {case: set(contoured) for case, contoured in listed.items()}
 
     def leaves_out_absent(self) -> bool:
         """Whether the settings ask for it."""
@@ -143,15 +162,19 @@ class PresentLabels(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """As stock, without places to draw patches for organs that were not contoured."""
-        heads = (
-            self.label_manager.foreground_regions if self.label_manager.has_regions else self.label_manager.all_labels
-        )
-        lists = {
-            case: {_as_tuple(heads[i]) for i, gone in enumerate(absent) if gone}
-            for case, absent in self.absent_in_cases().items()
-        }
+        lists = self.absent_organs(self.absent_in_cases())
         train, val = super().get_tr_and_val_datasets()
         return (PresentDataset(train, lists), PresentDataset(val, lists)) if lists else (train, val)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As stock; the summary counts contoured organs only."""
+        super().perform_actual_validation(save_probabilities)
+        heads = {case: absent_heads(c, self.label_manager) for case, c in self.contoured_in_cases().items()}
+        absent = {case: organs for case, organs in self.absent_organs(heads).items() if organs}
+        if self.local_rank == 0 and absent:
+            ending = self.dataset_json["file_ending"]
+            dice = count_contoured_only(Path(self.output_folder, "validation", "summary.json"), absent, ending)
+            self.print_to_log_file(f"Mean Validation Dice of contoured organs: {dice}")
 
     def on_train_start(self) -> None:
         """As stock; says how many cases lack which organs."""

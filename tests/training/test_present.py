@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.losses.present import without_absent
+from nnunet_ext.training import present
 from nnunet_ext.training.base import nnUNetTrainerExt
 from nnunet_ext.training.mirroring import nnUNetTrainerExtMirrorSwap, nnUNetTrainerExtNoMirror
 from nnunet_ext.training.present import absent_heads, present_file
@@ -142,6 +144,21 @@ def test_the_log_says_what_is_missing(in_world, listed):
     trainer.on_train_start()
     expected = "Not contoured, so not background either: Parotid_L in 2, Parotid_R in 1 of 4 training cases."
     assert expected in Path(trainer.log_file).read_text()
+
+
+@pytest.mark.slow
+def test_the_final_validation_counts_contoured_organs_even_where_the_training_leaves_both_sides_out(
+    in_world, listed, monkeypatch
+):
+    counted = {}
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, save_probabilities=False: None)
+    monkeypatch.setattr(present, "count_contoured_only", lambda path, absent, ending: counted.update(absent))
+    listed({"case_0": LACKS_LEFT, "case_1": [1, 2, 3]})
+    made(in_world, nnUNetTrainerExtMirrorSwap).perform_actual_validation()
+    assert counted == {"case_0": {(1,)}}
+    counted.clear()
+    made(in_world, nnUNetTrainerExtMirrorSwap, present_labels="background").perform_actual_validation()
+    assert counted == {}
 
 
 @pytest.mark.slow
