@@ -50,6 +50,9 @@ def deviation(
 ) -> Deviation | None:
     """What is different about a contour; None where neither exists.
 
+    Parts of the prediction that do not touch the contour are the model's fault, not the contour's, and do not count,
+    unless the largest is larger than all that touch it: then the model sees the organ elsewhere.
+
     Args:
         contour: What somebody drew.
         prediction: What a model found that never saw this case.
@@ -62,7 +65,7 @@ def deviation(
         ValueError: the shapes differ.
     """
     box = foreground_extent(contour.view(np.uint8), prediction.view(np.uint8))
-    drawn, found = contour[box], prediction[box]
+    drawn, found = contour[box], _parts_to_judge_by(contour[box], prediction[box])
     if len(drawn) == 1 and len(contour) == 1:  # in a plane no voxel lies on top
         drawn, found, spacing_mm = drawn[0], found[0], spacing_mm[1:]
     drawn, found = np.pad(drawn, 1), np.pad(found, 1)
@@ -82,6 +85,19 @@ def deviation(
     dsc = 2.0 * np.count_nonzero(drawn & found) / sum(volumes)
     kind = _kind(drawn, found, spacing_mm, shift, (outward, inward))
     return Deviation(kind, assd_mm, signed_mm, (z, y, x), dsc)
+
+
+def _parts_to_judge_by(drawn: NDArray[np.bool_], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    parts, count = ndimage.label(found, np.ones((3,) * found.ndim))
+    if count < 2:
+        return found
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    touching = np.unique(parts[drawn & found])
+    largest = sizes.argmax()
+    if sizes[largest] > sizes[touching].sum():
+        touching = np.append(touching, largest)
+    return np.isin(parts, touching)
 
 
 def _kind(

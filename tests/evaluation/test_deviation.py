@@ -53,6 +53,27 @@ def test_a_few_slices_that_nobody_drew_are_a_missing_part(slices):
     assert deviation(block, cut, (3.0, 1.0, 1.0)).kind == "extra part"
 
 
+class TestPartsOfThePrediction:
+    def test_specks_far_away_say_nothing_about_the_contour(self):
+        wide, specked = ball(14), ball(10)
+        specked[2:5, 2:12, 2:12] = True
+        assert deviation(wide, specked, SPACING_MM) == deviation(wide, ball(10), SPACING_MM)
+
+    def test_a_contour_in_the_wrong_place_is_shifted_even_where_a_speck_touches_it(self):
+        drawn, found = ball(10, (20, 25, 25)), ball(10, (20, 60, 60))
+        found[20, 25, 25] = True
+        away = deviation(drawn, found, SPACING_MM)
+        assert away.assd_mm > 20
+        assert np.linalg.norm(away.shift_mm) == pytest.approx(49.5, abs=1)
+
+    def test_two_halves_that_both_touch_count_both(self):
+        found = ball(12)
+        found[20] = False
+        assert deviation(ball(12), found, SPACING_MM).dsc == pytest.approx(
+            2 * found.sum() / (found.sum() + ball(12).sum())
+        )
+
+
 class TestFlatPictures:
     """One slice, whose thickness is a convention."""
 
