@@ -4,9 +4,9 @@ Spoils a share of all contours (case and organ drawn once, from the seed; kinds 
 part missing), trains the folds on the spoiled contours as if nobody knew, and audits the model. Prints which share of
 the spoiled contours is in the first 10 % and 20 % of the list, by kind of error, and what kind the audit calls them.
 
-    nnunet-ext convert nifti openkbp_hn -d 102 \\
+    nnunet-ext convert nifti openkbp_hn -d 102 --name OpenKBP --channel CT --unlisted background \\
         --labels "Brainstem=1,SpinalCord=2,Parotid_R=3,Parotid_L=4,Bone_Mandible=7"
-    python benchmarks/audit.py -d 102 -o 132 --mm 6 --iterations 300
+    python benchmarks/audit.py -d 102 -o 132 --mm 8 --iterations 600
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def run(recipe: Recipe, owner: str, sabotage: bool) -> Iterator[Row]:
 def score(composed: Composed, places: Places, case: str, owner: str, localiser: str) -> Iterator[Row]:
     dataset = places.raw / places.dataset_name(composed.recipe.dataset)
     numbers = {name: i for i, name in places.dataset_json(dataset.name)["channel_names"].items()}
-    files = [dataset / "imagesTr" / f"{case}_{int(numbers[c]):04d}.nii.gz" for c in composed.channels]
+    files = [dataset / "imagesTr" / f"{case}_{int(numbers[c]):04d}.nii.gz" for c in composed.needed]
     images, grids = zip(*(read_image(file) for file in files), strict=True)
     labels, report = composed.predict(np.stack(images), grids[0])
     truth, grid = read_labels(dataset / "labelsTr" / f"{case}.nii.gz")
