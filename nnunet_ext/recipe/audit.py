@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.contact_sheet import Tile, draw_contact_sheet
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, DatasetOrgans, read_organs, read_present
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.overlay import WINDOW_HU
 from nnunet_ext.evaluation.suspicion import Finding, csv_text, finding, ranked
-from nnunet_ext.fusion.rules import FusionTable
-from nnunet_ext.geometry import Grid, grid_difference
-from nnunet_ext.io.atomic import read_json, write_text
-from nnunet_ext.io.nifti import read_image, read_labels
-from nnunet_ext.locations import nnunet_folder
+from nnunet_ext.io.atomic import write_text
+from nnunet_ext.io.nifti import read_image
+from nnunet_ext.recipe.audit_cases import HeldOutPair, pairs_of_model, pairs_of_recipe, volume_ml
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
-from nnunet_ext.recipe.selection import held_out_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions
 
 SHEET, TABLE = "audit.png", "audit.csv"
 WORST = 12
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class HeldOutPair:
-    """A case with its contours and what a model that never saw it found.
-
-    Args:
-        case: Identifier.
-        fold: Fold that held it out.
-        grid: Grid of the case.
-        organs: Organ to contour and prediction, (Z, Y, X) bool, for organs that were contoured.
-        image: First channel.
-        is_ct: Whether that is a CT.
-        weight: Quality weight from a network that never saw the case; NaN without.
-    """
-
-    case: str
-    fold: int
-    grid: Grid
-    organs: Mapping[str, tuple[Mask, Mask]]
-    image: Path
-    is_ct: bool
-    weight: float = float("nan")
+FORGOTTEN = 0.5
+"""Our choice: share of an organ's median volume from which a prediction without a contour is worth a line."""
+NAMED = 5
 
 
 def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Finding]:
@@ -75,8 +46,13 @@ def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Fin
         places = Places.of(Recipe.load(run))
         home, pairs = places.summary, pairs_of_recipe(places)
     found: list[Finding] = []
+    drawn_ml: dict[str, list[float]] = defaultdict(list)
+    forgotten_ml: dict[str, dict[str, float]] = defaultdict(dict)
     for pair in pairs:
+        for organ, found_ml in pair.not_contoured_ml.items():
+            forgotten_ml[organ][pair.case] = found_ml
         for organ, (contour, prediction) in pair.organs.items():
+            drawn_ml[organ].append(volume_ml(contour, pair.grid))
             seen = deviation(contour, prediction, pair.grid.spacing_mm)
             if seen is not None:
                 found.append(finding(pair.case, organ, pair.fold, seen, pair.weight))
@@ -88,106 +64,30 @@ def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Fin
     _draw(folder / SHEET, rows[:WORST], pairs_of_model(home, lambda line: None) if Path(run).is_dir()
           else pairs_of_recipe(places))  # fmt: skip
     write_text(folder / TABLE, csv_text(rows))
+    for line in forgotten(drawn_ml, forgotten_ml):
+        say(line)
     say(f"{len(rows)} contours of {len({row.case for row in rows})} cases; written: {folder / TABLE}, {folder / SHEET}")
     return rows
 
 
-def pairs_of_model(folder: Path, say: Callable[[str], None]) -> Iterator[HeldOutPair]:
-    """Cases of the finished folds of one model, in its own dataset.
+def forgotten(drawn_ml: Mapping[str, Sequence[float]], found_ml: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What to say of organs that nobody contoured in a case, though the model sees much of them there.
 
-    Raises:
-        InputError: no finished fold, leaked cases, or a dataset that is not there.
+    Args:
+        drawn_ml: Organ to the volumes of its contours.
+        found_ml: Organ to case to the volume that was predicted where there is no contour.
     """
-    dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
-    described, organs = _described(dataset, folder)
-    splits = _finished(folder, _splits(dataset.name), say)
-    cases = sorted({case for split in splits for case in split["val"]})
-    present = read_present(dataset / PRESENT_FILE) if (dataset / PRESENT_FILE).exists() else {}
-    weights = {c: w for fold in range(len(splits)) for c, w in held_out_weights(folder / f"fold_{fold}").items()}
-    is_ct = described["channel_names"]["0"].upper() == "CT"
-    groups = {name: [label] if isinstance(label, int) else list(label) for name, label in organs.organs.items()}
-    for case, held in held_out_predictions(folder, splits, cases).items():
-        drawn, grid = read_labels(dataset / "labelsTr" / f"{case}{FILE_ENDING}")
-        seen, seen_grid = read_labels(held.path)
-        difference = grid_difference(grid, seen_grid)
-        if difference:
-            raise InputError(f"{held.path} and the contours of {case} differ in grid: {difference}; validate again.")
-        if organs.ignore is not None:
-            seen = np.where(drawn == organs.ignore, 0, seen)  # nobody said what is there
-        known = {o: g for o, g in groups.items() if case not in present or set(g) <= set(present[case])}
-        masks = {organ: (np.isin(drawn, group), np.isin(seen, group)) for organ, group in known.items()}
-        image = dataset / "imagesTr" / f"{case}_0000{FILE_ENDING}"
-        yield HeldOutPair(case, held.fold, grid, masks, image, is_ct, weights.get(case, np.nan))
-
-
-def _described(dataset: Path, folder: Path) -> tuple[Mapping[str, Any], DatasetOrgans]:
-    path = dataset / "dataset.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing; {folder} must lie in nnUNet_results under the name of its dataset.")
-    described = read_json(path)
-    if described["file_ending"] != FILE_ENDING:
-        raise InputError(
-            f"{path} has files {described['file_ending']}, only {FILE_ENDING} can be audited; convert them."
-        )
-    return described, read_organs(path)
-
-
-def _splits(dataset: str) -> list[dict[str, list[str]]]:
-    path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing; an audit needs the folds that the model was trained with.")
-    splits: list[dict[str, list[str]]] = read_json(path)
-    return splits
-
-
-def _finished(
-    folder: Path, splits: list[dict[str, list[str]]], say: Callable[[str], None]
-) -> list[dict[str, list[str]]]:
-    """The folds, those without all of their validation predictions holding out nothing.
-
-    Raises:
-        InputError: none is finished.
-    """
-    done = [
-        all((folder / f"fold_{fold}" / "validation" / f"{case}{FILE_ENDING}").exists() for case in split["val"])
-        for fold, split in enumerate(splits)
-    ]
-    if not any(done):
-        raise InputError(f"{folder} has no fold with all its validation predictions; train its folds to the end first.")
-    left = [str(fold) for fold, finished in enumerate(done) if not finished]
-    if left:
-        say(f"not finished, so not audited: fold {', '.join(left)}")
-    return [split if finished else {**split, "val": []} for split, finished in zip(splits, done, strict=True)]
-
-
-def pairs_of_recipe(places: Places) -> Iterator[HeldOutPair]:
-    """Held-out cases of a recipe, every organ from the model that owns it.
-
-    Raises:
-        InputError: the recipe was not trained.
-    """
-    if not places.fusion_table.exists():
-        raise InputError(f"{places.fusion_table} is missing; run `nnunet-ext train {places.recipe.name}` first.")
-    table, dataset = FusionTable.load(places.fusion_table), places.dataset_name(places.recipe.dataset)
-    is_ct = places.dataset_json(dataset)["channel_names"]["0"].upper() == "CT"
-    numbers = {organ: i for i, organ in enumerate(places.recipe.organs, 1)}
-    for item in held_out_cases(places):
-        masks = {
-            organ: (item.truth == number, item.predictions[table.owner[organ]] == number)
-            for organ, number in numbers.items()
-            if item.contoured is None or number in item.contoured
-        }
-        image = places.raw / dataset / "imagesTr" / f"{item.case}_0000{FILE_ENDING}"
-        yield HeldOutPair(item.case, item.fold, item.grid, masks, image, is_ct)
-
-
-def held_out_weights(fold: Path) -> dict[str, float]:
-    """Case to quality weight, as a quality trainer wrote them for its held-out cases; empty for other trainers."""
-    path = fold / HELD_OUT_CSV
-    if not path.exists():
-        return {}
-    with path.open(newline="") as stream:
-        return {row["case"]: float(row["weight"]) for row in csv.DictReader(stream)}
+    lines = []
+    for organ, by_case in sorted(found_ml.items()):
+        usual = float(np.median([v for v in drawn_ml.get(organ, ()) if v > 0] or [np.inf]))
+        seen = sorted(case for case, volume in by_case.items() if volume >= FORGOTTEN * usual)
+        if seen:
+            more = f" and {len(seen) - NAMED} more" if len(seen) > NAMED else ""
+            lines.append(
+                f"not contoured, but the model sees it: {organ} in {len(seen)} of {len(by_case)} cases without a "
+                f"contour ({', '.join(seen[:NAMED])}{more})"
+            )
+    return lines
 
 
 def _draw(path: Path, worst: list[Finding], pairs: Iterator[HeldOutPair]) -> None:

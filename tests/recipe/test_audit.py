@@ -12,8 +12,8 @@ from nnunet_ext.cli.audit import command
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
-from nnunet_ext.io.nifti import write_image, write_labels
-from nnunet_ext.recipe.audit import audit
+from nnunet_ext.io.nifti import read_labels, write_image, write_labels
+from nnunet_ext.recipe.audit import audit, forgotten
 
 DATASET = "Dataset701_Drawn"
 MODEL = "nnUNetTrainerExtNoMirror__nnUNetPlansExt__3d_fullres"
@@ -78,6 +78,28 @@ def test_organs_that_were_not_contoured_are_not_judged(world, tmp_path):
     rows = audit(str(world), tmp_path / "out", print)
     assert len(rows) == 18
     assert not {("case_07", "Parotid_L"), ("case_01", "Parotid_R")} & {(row.case, row.organ) for row in rows}
+
+
+def test_an_organ_that_nobody_contoured_though_the_model_sees_it_is_said(world, tmp_path):
+    write_json(tmp_path / "raw" / DATASET / "present_labels.json", {"case_07": [2], "case_01": [2], "case_02": [1]})
+    predicted = world / "fold_0" / "validation" / "case_01.nii.gz"
+    labels, grid = read_labels(predicted)
+    labels[(labels == 1) & (np.indices(labels.shape)[0] > 4)] = 0  # an eighth of it is no organ
+    write_labels(predicted, labels, grid)
+    said: list[str] = []
+    audit(str(world), tmp_path / "out", said.append)
+    assert [line for line in said if "sees it" in line] == [
+        "not contoured, but the model sees it: Parotid_L in 1 of 2 cases without a contour (case_07)",
+        "not contoured, but the model sees it: Parotid_R in 1 of 1 cases without a contour (case_02)",
+    ]
+
+
+def test_many_forgotten_contours_are_counted_and_the_first_named():
+    by_case = {f"case_{i}": 10.0 for i in range(8)}
+    assert forgotten({"Larynx": [11.0, 9.0]}, {"Larynx": by_case, "Unknown": {"case_1": 5.0}}) == [
+        "not contoured, but the model sees it: Larynx in 8 of 8 cases without a contour "
+        "(case_0, case_1, case_2, case_3, case_4 and 3 more)"
+    ]
 
 
 def test_quality_weights_of_held_out_cases_count(world, tmp_path):
