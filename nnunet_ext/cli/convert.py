@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from nnunet_ext.errors import CasesFailedError, InputError
 
 if TYPE_CHECKING:
     from nnunet_ext.conversion.convert import Converted
-    from nnunet_ext.conversion.source import Option
+    from nnunet_ext.conversion.source import Empty, Option
 
 PACKAGE = "nnunet_ext.dataset_conversion"
 
@@ -76,6 +77,13 @@ def _common_params(verb: str) -> list[click.Parameter]:
         click.Option(["--overwrite"], is_flag=True, help="Replace a dataset of this number."),
         click.Option(["--seed"], type=int, default=12345, show_default=True, help="Seed of folds and test cases."),
         click.Option(["--folds"], type=click.IntRange(2), help="Folds, by patient; default: the source's, else 5."),
+        click.Option(
+            ["--empty"],
+            type=click.Choice(["not-contoured", "absent"]),
+            default="not-contoured",
+            show_default=True,
+            help="What an organ without a voxel means: nobody drew it, or the patient has none.",
+        ),
         click.Option(["--quiet"], is_flag=True, help="No progress and no table."),
     ]
 
@@ -103,12 +111,13 @@ def _run(
     overwrite: bool,
     seed: int,
     folds: int | None,
+    empty: Empty,
     quiet: bool,
 ) -> None:
     from nnunet_ext.conversion.convert import convert
 
     raw = _raw_folder()
-    source = module.open_source(folder, **options)
+    source = replace(module.open_source(folder, **options), empty=empty)
     others = [Path(os.environ[key]) for key in ("nnUNet_preprocessed", "nnUNet_results") if os.environ.get(key)]
     done = convert(
         source, raw, number, name, overwrite=overwrite, seed=seed, folds=folds, quiet=quiet, elsewhere=others

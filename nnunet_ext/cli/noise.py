@@ -39,8 +39,8 @@ def command(
     from tqdm import tqdm
 
     from nnunet_ext.conversion.noise import Noise, add_noise, lines_of
-    from nnunet_ext.conversion.numbered import dataset_numbered, splits_in_use
     from nnunet_ext.errors import InputError
+    from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
     from nnunet_ext.locations import nnunet_folder
 
     if bool(voxels) == bool(mm):

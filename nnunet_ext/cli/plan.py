@@ -19,7 +19,7 @@ from nnunet_ext.planning.names import NETWORKS, describe_networks
 )
 @click.option("-c", "configurations", multiple=True, default=("2d", "3d_fullres"), show_default=True,
               help="Configurations to preprocess.")  # fmt: skip
-@click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB (preset default).")
+@click.option("--gpu-gb", type=float, help="GPU memory to plan for, in GB; not with --preset cpu.")
 @click.option("--spacing-mm", type=click.FloatRange(min=0, min_open=True), nargs=3, metavar="Z Y X",
               help="Voxel size to resample to; default nnU-Net's choice.")  # fmt: skip
 @click.option("-p", "plans_name", help="Name of the plans; default nnUNetPlansExt[CPU|Published][Context|RAS|…].")
@@ -38,6 +38,8 @@ def command(
     no_preprocessing: bool,
 ) -> None:
     """Plan a dataset: fingerprint, plans and preprocessed data, for stock nnU-Net and for our trainers."""
+    if preset == "cpu" and gpu_gb is not None:
+        raise click.UsageError("--preset cpu plans for no GPU; drop --gpu-gb, or take another preset.")
     from nnunet_ext.planning.plan import make_fingerprint, make_plans, preprocess
 
     make_fingerprint(dataset_id, processes)

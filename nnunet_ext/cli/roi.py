@@ -67,6 +67,8 @@ def command(
     folder, sidecar = derive_numbered(source, target, name, region, lambda cases: iter(tqdm(cases, unit="case")))
     for line in retention_lines(sidecar):
         click.echo(line)
+    for line in sidecar["warnings"]:
+        click.echo(f"WARNING {line}", err=True)
     for line in cut_organs(sidecar):
         click.echo(f"WARNING {line}; take a larger region before you train on it", err=True)
     click.echo(f"written: {folder}; next: nnunet-ext plan -d {target}")

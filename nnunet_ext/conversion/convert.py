@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import write_json
 from nnunet_ext.io.nifti import write_labels, write_voxels
+from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
 from nnunet_ext.labels import swap_pairs
 
 READER = "SimpleITKIOWithReorient"
@@ -101,37 +101,6 @@ def convert(
     return Converted(workplace.final, report, failed)
 
 
-def check_name(number: int, name: str) -> None:
-    """Refuse a number or name that nnU-Net could not find again.
-
-    Raises:
-        InputError: number outside 1–999, or other characters than letters, digits, ``_`` and ``-``.
-    """
-    if not 1 <= number <= 999:
-        raise InputError(f"dataset number {number} is not between 1 and 999.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or "__" in name:
-        raise InputError(f"dataset name {name!r} must be letters, digits, _ and -, without a double __.")
-
-
-def taken_by(raw: Path, number: int) -> list[Path]:
-    """Folders in nnUNet_raw that carry the number, whatever their name."""
-    return sorted(path for path in raw.glob(f"Dataset{number:03d}_*") if path.is_dir())
-
-
-def check_elsewhere(folders: Sequence[Path], number: int, dataset: str) -> None:
-    """Refuse a number that another of nnU-Net's folders knows under another name.
-
-    Raises:
-        InputError: it does; nnU-Net would then find neither.
-    """
-    others = [path for folder in folders for path in taken_by(folder, number) if path.name != dataset]
-    if others:
-        raise InputError(
-            f"{others[0]} has the number of {dataset} under another name, and nnU-Net then finds neither; "
-            "choose another number, use that name, or remove the folder."
-        )
-
-
 def _check_source(source: Source) -> None:
     if sorted(source.organs.values()) != list(range(1, len(source.organs) + 1)):
         raise InputError(f"{source.name} numbers its organs {sorted(source.organs.values())}, expected 1 to n.")
@@ -163,6 +132,7 @@ def _signature(source: Source) -> dict[str, Any]:
         "channels": list(source.channels),
         "values": {str(k): v for k, v in source.values.items()},
         "unlisted_is_background": source.unlisted_is_background,
+        "empty": source.empty,
         "treatment": treatment_as_json(source.treatment),
         "facts": {key: value for key, value in source.facts.items() if key != "split"},  # the cases' stamps know it
         "reading": dict(source.reading),
@@ -244,7 +214,7 @@ def _write_sidecars(
     splits = patient_splits({record.identifier: record.patient for record in training}, folds, seed)
     if splits:
         write_json(folder / "splits_final.json", splits)
-    write_json(folder / "present_labels.json", {r.identifier: list(r.contoured) for r in training})
+    write_json(folder / "present_labels.json", {r.identifier: list(r.contoured) for r in records if r.has_labels})
     inside = {case: cause.replace(str(source.folder) + os.sep, "") for case, cause in failed.items()}
     report = report_of(source, records, inside, splits)
     write_json(folder / "conversion_report.json", report)

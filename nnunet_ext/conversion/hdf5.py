@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import check_spacing, check_values, in_hounsfield, renumber_labels
-from nnunet_ext.conversion.loaded_case import LoadedCase
+from nnunet_ext.conversion.loaded_case import LoadedCase, drawn_and_empty
 from nnunet_ext.conversion.source import Hdf5Case, Source
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
@@ -39,12 +39,14 @@ def load_hdf5_case(case: Hdf5Case, source: Source) -> LoadedCase:
     values, notes = in_hounsfield(image.astype(np.float32), source.channels[0], source.treatment.stored, name)
     values, repairs = check_values(values, source.channels[0], name)
     numbers, dropped = _label_map(labels, case, source)
+    contoured, empty = ((), ()) if numbers is None else drawn_and_empty(numbers, source.organs.values())
     turned, lps = to_lps(values, grid)
     return LoadedCase(
         images=(turned,),
         grid=lps,
         labels=None if numbers is None else to_lps(numbers, grid)[0],
-        contoured=() if numbers is None else tuple(int(v) for v in np.unique(numbers) if v),
+        contoured=contoured,
+        empty=empty,
         orientation=axis_codes(grid),
         notes=tuple(f"{source.channels[0]}: {note}" for note in notes + repairs) + tuple(dropped),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.conversion.checks import check_same_grid, read_checked_image, renumber_labels
 from nnunet_ext.conversion.hdf5 import load_hdf5_case
-from nnunet_ext.conversion.loaded_case import LoadedCase
+from nnunet_ext.conversion.loaded_case import LoadedCase, drawn_and_empty
 from nnunet_ext.conversion.organ_files import paint_organs
 from nnunet_ext.conversion.radiograph import load_radiograph
 from nnunet_ext.conversion.source import Case, Hdf5Case, NiftiCase, RadiographCase, Source, SparseCase
@@ -22,13 +23,20 @@ from nnunet_ext.io.orientation import axis_codes, to_lps
 
 
 def load_case(case: Case, source: Source) -> LoadedCase:
-    """Read, check and orient one case.
+    """Read, check and orient one case; organs without a voxel are contoured where the source says so.
 
     Raises:
         InputError: the case must not be used; the message names the file, the fault and the remedy.
     """
     if case.fault:
         raise InputError(case.fault)
+    loaded = _load(case, source)
+    if source.empty == "not-contoured":
+        return loaded
+    return replace(loaded, contoured=tuple(sorted({*loaded.contoured, *loaded.empty})))
+
+
+def _load(case: Case, source: Source) -> LoadedCase:
     if isinstance(case, SparseCase):
         return load_sparse_case(case, source)
     if isinstance(case, Hdf5Case):
@@ -42,19 +50,22 @@ def _load_nifti_case(case: NiftiCase, source: Source) -> LoadedCase:
     images, grid, notes = _read_channels(case, source)
     labels: NDArray[np.uint16] | None = None
     contoured: tuple[int, ...] = ()
+    empty: tuple[int, ...] = ()
     if case.label:
         labels, dropped = _read_label_map(case.label, case.images[0], grid, source)
         notes += dropped
-        contoured = tuple(int(v) for v in np.unique(labels) if v)
+        contoured, empty = drawn_and_empty(labels, source.organs.values())
     elif case.organs:
         labels, contoured, overlaps = paint_organs(case.organs, case.images[0], grid, source.organs)
         notes += overlaps
+        empty = tuple(sorted({source.organs[organ] for organ in case.organs} - set(contoured)))
     turned = [to_lps(image, grid) for image in images]
     return LoadedCase(
         images=tuple(image for image, _ in turned),
         grid=turned[0][1],
         labels=None if labels is None else to_lps(labels, grid)[0],
         contoured=contoured,
+        empty=empty,
         orientation=axis_codes(grid),
         notes=tuple(notes),
         guide=None if case.guide is None else to_lps(_read_guide(case.guide, case.images[0], grid), grid)[0],

@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ext.conversion.convert import check_elsewhere, check_name, taken_by
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.dataset import default_present, read_organs
-from nnunet_ext.io.atomic import read_json, write_json
+from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.io.nifti import read_labels, write_labels
+from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
 from nnunet_ext.io.orientation import from_lps, to_lps
 from nnunet_ext.preprocessing.label_noise import Direction, Displacement, Unit, corrupt_labels
 
 NOISE_FILE = "noise.json"
 FILE_ENDING = ".nii.gz"
-CARRIED = ("imagesTr", "imagesTs", "labelsTs")
-"""Folders that stay as they are, file by file."""
+IMAGES = ("imagesTr", "imagesTs")
+"""Folders that are linked, file by file."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ def add_noise(
 ) -> tuple[Path, dict[str, Any]]:
     """Write ``Dataset<number>_<name>``: the source with corrupted training contours.
 
-    Images, test cases and clean labels are hard links to the source's files (copies on another disk). The true labels
-    stay in the source, whose name is in noise.json and dataset.json: judge predictions against those.
+    Images are links to the source's files; every label map is a file of its own, so that nobody who saves one changes
+    the truth. The true labels stay in the source, whose name is in noise.json and dataset.json: judge predictions
+    against those.
 
     Args:
         source: Raw folder of the clean dataset.
@@ -138,9 +139,11 @@ def add_noise(
     with workplace.locked():
         workplace.discard()
         workplace.prepare({"noise": source.name}, overwrite=True)
-        for folder in CARRIED:
+        for folder in IMAGES:
             for path in sorted((source / folder).glob(f"*{FILE_ENDING}")):
                 link(path, workplace.folder / folder / path.name)
+        for path in sorted((source / "labelsTs").glob(f"*{FILE_ENDING}")):
+            _copy(path, workplace.folder / "labelsTs" / path.name)
         entries = {}
         for case in progress(training):
             entries[case] = _write_case(source, workplace.folder, case, drawn.get(case), structures)
@@ -151,12 +154,20 @@ def add_noise(
 
 
 def link(path: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the disk does not allow that."""
+    """A symbolic link to a file, or a copy where the file system has none.
+
+    Relative, so that the folder that holds both may be moved.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(path, target)
-    except OSError:  # another disk, or a file system without hard links
+        target.symlink_to(os.path.relpath(path.resolve(), target.parent.resolve()))
+    except OSError:
         shutil.copy2(path, target)
+
+
+def _copy(path: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
 
 
 def structures_of(dataset: Path) -> dict[str, tuple[int, ...]]:
@@ -213,7 +224,7 @@ def _write_case(
     """Write the labels of a case, and say what was done to them; None for a clean case."""
     clean, written = (folder / "labelsTr" / f"{case}{FILE_ENDING}" for folder in (source, target))
     if move is None:
-        link(clean, written)
+        _copy(clean, written)
         return None
     labels, grid = read_labels(clean)
     upright, lps = to_lps(labels, grid)

@@ -33,6 +33,7 @@ class CaseRecord:
         stamp: Hash of the source files' sizes and times; a changed file is converted again.
         crop: Box that was kept, as ``start``, ``stop`` and the shape it was cut ``of``, in voxels (Z, Y, X) of the
             volume in LPS; empty where nothing was cropped.
+        empty: Numbers of the organs whose contour was looked up and has no voxel.
     """
 
     identifier: str
@@ -49,6 +50,12 @@ class CaseRecord:
     voxel_hash: str
     stamp: str
     crop: dict[str, list[int]] = field(default_factory=dict)
+    empty: tuple[int, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether somebody contoured it; a test case need not have labels."""
+        return not self.test or bool(self.contoured or self.empty)
 
     def as_json(self) -> dict[str, Any]:
         """Plain content for a JSON file."""
@@ -57,7 +64,7 @@ class CaseRecord:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CaseRecord:
         """The record that ``as_json`` wrote."""
-        lists = ("shape", "spacing_mm", "contoured", "notes", "doubts")
+        lists = ("shape", "spacing_mm", "contoured", "notes", "doubts", "empty")
         return cls(**{**content, **{key: tuple(content[key]) for key in lists}})
 
 
@@ -79,6 +86,7 @@ def record_of(case: Case, loaded: LoadedCase, source: Source) -> CaseRecord:
         voxel_hash=_voxel_hash(loaded),
         stamp=stamp_of(case, source),
         crop=loaded.crop,
+        empty=loaded.empty,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ext.conversion.record import CaseRecord
 from nnunet_ext.conversion.source import Source
-from nnunet_ext.conversion.splits import Split
+from nnunet_ext.io.numbered import Split
 
 OUTLIER_SD = 4.0
 """Our choice: volumes outside mean ± 4 SD are named for a second look."""
@@ -34,7 +34,8 @@ def report_of(
         "test_cases": len(records) - len(training),
         "failed": dict(failed),
         "organs": {organ: _organ(organ, number, training) for organ, number in source.organs.items()},
-        "warnings": [*source.notes, *_warnings(source, training, splits)],
+        "empty_means": source.empty,
+        "warnings": [*source.notes, *_warnings(source, training, splits), *_empty(source, records)],
         "cases": {record.identifier: _case(record) for record in records},
     }
 
@@ -103,6 +104,22 @@ def _warnings(source: Source, records: Sequence[CaseRecord], splits: Sequence[Sp
         empty = [i for i, split in enumerate(splits) if not cases & set(split["train"])]
         found += [f"{organ} is in no training case of fold {fold}" for fold in empty]
     return found
+
+
+def _empty(source: Source, records: Sequence[CaseRecord]) -> list[str]:
+    """One line on the organs whose contours have no voxel, and what that was taken for."""
+    counts = {organ: sum(number in record.empty for record in records) for organ, number in source.organs.items()}
+    found = ", ".join(f"{organ} in {count}" for organ, count in counts.items() if count)
+    if not found:
+        return []
+    if source.empty == "absent":
+        taken = "taken as absent, so every voxel of it that is predicted there is wrong (--empty absent)"
+    else:
+        taken = (
+            "taken as not contoured, so neither trained nor judged there; if somebody looked and the patient has none, "
+            "convert with --empty absent"
+        )
+    return [f"no voxel of {found} of {sum(record.has_labels for record in records)} cases: {taken}"]
 
 
 def _case(record: CaseRecord) -> dict[str, Any]:

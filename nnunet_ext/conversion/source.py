@@ -18,6 +18,8 @@ ENDINGS = (".nii.gz", ".nii")
 
 Stored = Literal["hu", "plus1024", "auto"]
 """How a file stores the values of a CT."""
+Empty = Literal["not-contoured", "absent"]
+"""What an organ means whose contour was looked up and has no voxel: nobody drew it, or the patient has none."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ class Source:
         held_out: The cases set aside; ``convert`` fills them in.
         painting: Not empty where organs overlap: labels are written one bit per organ (``conversion.overlap``), and
             this is nnU-Net's ``regions_class_order``: the label that every organ is exported with, in their order.
+        empty: What an organ without a voxel means in a label map, or in a file of its own.
     """
 
     name: str
@@ -269,6 +272,7 @@ class Source:
     test_share: float = 0.0
     held_out: frozenset[str] = frozenset()
     painting: tuple[int, ...] = ()
+    empty: Empty = "not-contoured"
 
     @property
     def values(self) -> Mapping[int, int]:

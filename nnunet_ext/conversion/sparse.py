@@ -61,6 +61,7 @@ def load_sparse_case(case: SparseCase, source: Source) -> LoadedCase:
         grid=grid,
         labels=_painted({organ: mask[inside] for organ, mask in contoured.items()}, source, grid),
         contoured=tuple(sorted(source.organs[organ] for organ in contoured)),
+        empty=tuple(sorted(source.organs[organ] for organ in masks if organ not in contoured)),
         orientation="PLI",
         notes=(*repairs, *_crop_notes(box, kept)),
         kept={organ: round(fraction, 4) for organ, fraction in kept.items()},

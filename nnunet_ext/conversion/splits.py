@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from nnunet_ext.conversion.source import natural_key
-
-Split = dict[str, list[str]]
+from nnunet_ext.io.numbered import Split
 
 
 def held_out_cases(patient_of: Mapping[str, str], share: float, seed: int) -> frozenset[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import glob
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.conversion.record import CaseRecord
-from nnunet_ext.errors import BusyError, InputError
+from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json, write_json
+from nnunet_ext.io.lock import locked
 
 RECORDS = ".cases"
 
@@ -41,17 +42,10 @@ class Workplace:
         Raises:
             BusyError: another process converts to the same dataset.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder.with_name(self.folder.name + ".lock")
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(handle, self.final)
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
+        busy = f"another process is converting to {self.final}; wait until it has finished."
+        with locked(lock, busy, remove=True):
+            yield
 
     def prepare(self, signature: dict[str, Any], *, overwrite: bool) -> None:
         """Open the folder for a conversion: resume the same one, start a new one otherwise.
@@ -88,7 +82,7 @@ class Workplace:
         """Remove everything of a case, such as a half-written or outdated one."""
         self._record(identifier).unlink(missing_ok=True)
         for part in ("imagesTr", "imagesTs"):
-            for path in (self.folder / part).glob(f"{_escaped(identifier)}_[0-9][0-9][0-9][0-9].nii.gz"):
+            for path in (self.folder / part).glob(f"{glob.escape(identifier)}_[0-9][0-9][0-9][0-9].nii.gz"):
                 path.unlink()
         for part in ("labelsTr", "labelsTs"):
             (self.folder / part / f"{identifier}.nii.gz").unlink(missing_ok=True)
@@ -113,18 +107,3 @@ class Workplace:
 
     def _record(self, identifier: str) -> Path:
         return self.folder / RECORDS / f"case-{identifier}.json"
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _lock(handle: int, final: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks; two conversions at once are then the user's care
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise BusyError(f"another process is converting to {final}; wait until it has finished.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_organs(path: Path) -> DatasetOrgans:
     Raises:
         InputError: the file is missing, is not JSON, or has no valid ``labels``.
     """
-    content = _read(path)
+    content = read_json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):
         raise InputError(f'{path} has no "labels" (name to number), expected nnU-Net v2\'s dataset.json.')
@@ -108,7 +109,7 @@ def read_present(path: Path) -> dict[str, Sequence[int]]:
     Raises:
         InputError: the file is missing, is not JSON, or has another form.
     """
-    content = _read(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(labels, list) and all(isinstance(n, int) for n in labels) for labels in content.values()
     ):
@@ -116,14 +117,20 @@ def read_present(path: Path) -> dict[str, Sequence[int]]:
     return content
 
 
+def is_test_case(dataset: Path, case: str) -> bool:
+    """Whether a raw dataset holds a case as a test case, by its image or its label map.
+
+    Args:
+        dataset: Raw folder.
+        case: Identifier.
+    """
+    name = glob.escape(case)
+    return any((dataset / "imagesTs").glob(f"{name}_[0-9][0-9][0-9][0-9].*")) or any(
+        (dataset / "labelsTs").glob(f"{name}.*")
+    )
+
+
 def default_present(dataset_json: Path) -> Path | None:
     """present_labels.json beside dataset.json, if it is there."""
     path = dataset_json.parent / PRESENT_FILE
     return path if path.is_file() else None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); check the path and the file.") from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.errors import BusyError
+from nnunet_ext.errors import BusyError, InputError
 
 
 @contextlib.contextmanager
@@ -64,5 +64,12 @@ def without_nan(content: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Content of a JSON file.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); check the path and the file.") from error

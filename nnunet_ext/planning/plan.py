@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, is_test_case, read_present
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.planning import published
@@ -208,12 +208,13 @@ def write_settings(dataset_id: int, plans_name: str, configuration: str, setting
 def preprocess(dataset_id: int, plans_name: str, configurations: Sequence[str], processes: int) -> None:
     """Preprocess configurations of a dataset with nnU-Net's own preprocessor.
 
-    The list of contoured labels goes along, for machines that train without the raw data.
+    The list of contoured labels goes along, without test cases, for machines that train without the raw data.
     """
     name = dataset_name(dataset_id)
     listed = nnunet_folder("nnUNet_raw") / name / PRESENT_FILE
     if listed.exists():
-        write_json(nnunet_folder("nnUNet_preprocessed") / name / PRESENT_FILE, read_present(listed))
+        training = {c: labels for c, labels in read_present(listed).items() if not is_test_case(listed.parent, c)}
+        write_json(nnunet_folder("nnUNet_preprocessed") / name / PRESENT_FILE, training)
     preprocess_dataset(
         dataset_id, plans_name, tuple(configurations), [processes], verbose=False, show_progress_bar=False
     )

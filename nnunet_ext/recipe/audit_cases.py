@@ -17,10 +17,11 @@ from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
+from nnunet_ext.io.numbered import SPLITS_FILE, Split, splits_in_use
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.selection import held_out_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions
+from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions, unproven
 
 Mask = NDArray[np.bool_]
 
@@ -58,13 +59,19 @@ def pairs_of_model(folder: Path, say: Callable[[str], None]) -> Iterator[HeldOut
     """
     dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
     described, organs = _described(dataset, folder)
-    splits = _finished(folder, _splits(dataset.name), say)
+    splits = splits_in_use(dataset.name)
+    if splits is None:
+        raise InputError(f"{SPLITS_FILE} of {dataset.name} is missing; an audit needs the folds of the training.")
+    splits = _finished(folder, splits, say)
     cases = sorted({case for split in splits for case in split["val"]})
     present = read_present(dataset / PRESENT_FILE) if (dataset / PRESENT_FILE).exists() else {}
     weights = {c: w for fold in range(len(splits)) for c, w in held_out_weights(folder / f"fold_{fold}").items()}
     is_ct = described["channel_names"]["0"].upper() == "CT"
     groups = {name: [label] if isinstance(label, int) else list(label) for name, label in organs.organs.items()}
-    for case, held in held_out_predictions(folder, splits, cases).items():
+    predictions = held_out_predictions(folder, splits, cases)
+    for line in unproven(folder, predictions):
+        say(line)
+    for case, held in predictions.items():
         drawn, grid = read_labels(dataset / "labelsTr" / f"{case}{FILE_ENDING}")
         seen, seen_grid = read_labels(held.path)
         difference = grid_difference(grid, seen_grid)
@@ -91,17 +98,7 @@ def _described(dataset: Path, folder: Path) -> tuple[Mapping[str, Any], DatasetO
     return described, read_organs(path)
 
 
-def _splits(dataset: str) -> list[dict[str, list[str]]]:
-    path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing; an audit needs the folds that the model was trained with.")
-    splits: list[dict[str, list[str]]] = read_json(path)
-    return splits
-
-
-def _finished(
-    folder: Path, splits: list[dict[str, list[str]]], say: Callable[[str], None]
-) -> list[dict[str, list[str]]]:
+def _finished(folder: Path, splits: list[Split], say: Callable[[str], None]) -> list[Split]:
     """The folds, those without all of their validation predictions holding out nothing.
 
     Raises:
@@ -131,13 +128,14 @@ def pairs_of_recipe(places: Places) -> Iterator[HeldOutPair]:
     is_ct = places.dataset_json(dataset)["channel_names"]["0"].upper() == "CT"
     numbers = {organ: i for i, organ in enumerate(places.recipe.organs, 1)}
     for item in held_out_cases(places):
+        found = {model: item.judged(labels) for model, labels in item.predictions.items()}
         masks = {
-            organ: (item.truth == number, item.predictions[table.owner[organ]] == number)
+            organ: (item.truth == number, found[table.owner[organ]] == number)
             for organ, number in numbers.items()
             if item.contoured is None or number in item.contoured
         }
         lacking = {
-            organ: volume_ml(item.predictions[table.owner[organ]] == number, item.grid)
+            organ: volume_ml(found[table.owner[organ]] == number, item.grid)
             for organ, number in numbers.items()
             if organ not in masks
         }

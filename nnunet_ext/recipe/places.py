@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.numbered import Split, splits_in_use
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.dataset import SIDECAR
@@ -78,17 +79,16 @@ class Places:
         """Results folder of one fold."""
         return self.model_folder(model) / f"fold_{fold}"
 
-    def splits(self, dataset: str) -> list[dict[str, list[str]]]:
+    def splits(self, dataset: str) -> list[Split]:
         """Folds of a dataset: the ones in use, else the raw folder's.
 
         Raises:
             InputError: neither exists.
         """
-        for root in (self.preprocessed, self.raw):
-            path = root / dataset / "splits_final.json"
-            if path.exists():
-                return list(read_json(path))
-        raise InputError(f"{self.raw / dataset} has no splits_final.json; convert the dataset with nnunet-ext.")
+        splits = splits_in_use(dataset, (self.preprocessed, self.raw))
+        if splits is None:
+            raise InputError(f"{self.raw / dataset} has no splits_final.json; convert the dataset with nnunet-ext.")
+        return splits
 
     def truth_folder(self) -> Path:
         """Label maps of the recipe's dataset."""

@@ -12,8 +12,9 @@ from nnunet_ext.io.atomic import read_json
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import locators_of
 from nnunet_ext.recipe.selection import model_labels, prepare_full_frame
-from nnunet_ext.roi.dataset import derive_dataset
-from nnunet_ext.roi.provenance import sha256_of
+from nnunet_ext.roi.dataset import derive_dataset, inherited_splits
+from nnunet_ext.roi.provenance import ignore_number, sha256_of
+from nnunet_ext.roi.raw_data import case_digests, changed_cases
 from nnunet_ext.roi.region import CENTRE, Region
 from nnunet_ext.roi.retention import cut_organs, retention_lines
 from nnunet_ext.roi.survey import Locator
@@ -27,6 +28,7 @@ def cut_regions(places: Places, name: str, say: Callable[[str], None]) -> None:
         return
     if (target / "dataset.json").exists():
         _check_derived(places, name, region, target)
+        _check_source(places, name, target, say)
         return
     say(f"cutting the regions of model {name}: {', '.join(region.organs)}")
     source = places.dataset_name(places.recipe.dataset)
@@ -34,7 +36,7 @@ def cut_regions(places: Places, name: str, say: Callable[[str], None]) -> None:
     sidecar = derive_dataset(
         places.raw / source, target, region, places.splits(source), locators, channels=model.channels
     )
-    for line in retention_lines(sidecar):
+    for line in [*sidecar["warnings"], *retention_lines(sidecar)]:
         say(line)
     _check_retention(target, region, sidecar)
 
@@ -60,6 +62,22 @@ def _check_derived(places: Places, name: str, region: Region, target: Path) -> N
                 f"{target}: the region of {case} was located by other weights than {weights} holds now; delete it."
             )
     _check_retention(target, region, sidecar)
+
+
+def _check_source(places: Places, name: str, target: Path, say: Callable[[str], None]) -> None:
+    """Refuse regions that were cut from other images or contours, or for other folds, than their source has now."""
+    source, sidecar = places.dataset_name(places.recipe.dataset), places.sidecar(name)
+    if "made_from" not in sidecar:
+        say(f"{target} does not say which contours it was cut from; delete it if those of {source} changed since")
+    elif changed := changed_cases(sidecar["made_from"], case_digests(places.raw / source)):
+        raise InputError(
+            f"{target} was cut from other images or contours of {changed} than {source} has now; delete it."
+        )
+    wanted, there = ignore_number(places.dataset_json(source)), ignore_number(places.dataset_json(target.name))
+    if (wanted is None) != (there is None):
+        raise InputError(f"{target} was cut without the ignore label of {source}, or with one that is gone; delete it.")
+    if inherited_splits(places.splits(source), sidecar["cases"]) != places.splits(target.name):
+        raise InputError(f"{target} was cut for other folds than {source} has now; delete it.")
 
 
 def _what_was_cut(region: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
@@ -20,6 +20,7 @@ from nnunet_ext.recipe.region_dataset import cut_regions
 from nnunet_ext.recipe.schema import Model, Recipe, locators_of
 from nnunet_ext.recipe.selection import select
 from nnunet_ext.roi.provenance import FILE_ENDING
+from nnunet_ext.roi.raw_data import case_digests, changed_cases, digest_of, image_digests
 
 MANIFEST = "nnunet_ext_job.json"
 PREPROCESSING = (
@@ -40,7 +41,7 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
     """Train all models and folds of a recipe and choose the owners of the organs.
 
     What is done and valid is skipped, what was interrupted is continued, and a model that was trained with other
-    settings than the recipe's is refused, not reused.
+    settings than the recipe's, or on other images or contours than the dataset's, is refused, not reused.
 
     Args:
         recipe: The recipe; its dataset is already converted.
@@ -59,9 +60,11 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
         for stage in _stages(recipe):
             for name in stage:
                 _forget_other_plans(places, name)
-            for name in stage:
-                with (places.summary / "planning.log").open("a") as log, contextlib.redirect_stdout(log):
+            with (places.summary / "planning.log").open("a") as log, contextlib.redirect_stdout(log):
+                for name in stage:
                     _prepare(places, name, say)
+                for name in stage:  # after all: models that share plans share their intensity window
+                    _preprocess(places, name, say)
             jobs = [job for name in stage for job in _open_jobs(places, name, say)]
             run_jobs(jobs, at_once, recipe.device, say)
         say("all models are trained; choosing the owner of every organ")
@@ -105,7 +108,7 @@ def _wish(model: Model) -> dict[str, Any]:
 
 
 def _prepare(places: Places, name: str, say: Say) -> None:
-    """Dataset, fingerprint, plans and preprocessed data of a model, as far as they are missing."""
+    """Dataset, fingerprint and plans of a model, as far as they are missing."""
     from nnunet_ext.planning import plan  # torch and nnU-Net: seconds
 
     model = places.recipe.models[name]
@@ -113,8 +116,7 @@ def _prepare(places: Places, name: str, say: Say) -> None:
         cut_regions(places, name, say)
     dataset = places.dataset_of(name)
     _check_channels(places, name, dataset)
-    processes = int(os.environ.get("nnUNet_def_n_proc", "2"))
-    plan.make_fingerprint(model.dataset, processes)
+    plan.make_fingerprint(model.dataset, _processes())
     if not _plans_file(places, name).exists():
         say(f"planning {dataset}")
         wish = model.planning
@@ -123,7 +125,10 @@ def _prepare(places: Places, name: str, say: Say) -> None:
     plan.override(model.dataset, model.plans, model.configuration, model.planning.model_dump())
     plan.write_settings(model.dataset, model.plans, model.configuration, model.settings)
     write_json(_asked(places, name), _wish(model))
-    _preprocess(places, dataset, model, processes, say)
+
+
+def _processes() -> int:
+    return int(os.environ.get("nnUNet_def_n_proc", "2"))
 
 
 def _check_channels(places: Places, name: str, dataset: str) -> None:
@@ -136,89 +141,136 @@ def _check_channels(places: Places, name: str, dataset: str) -> None:
         )
 
 
-def _preprocess(places: Places, dataset: str, model: Model, processes: int, say: Say) -> None:
+def _preprocess(places: Places, name: str, say: Say) -> None:
+    """Preprocessed data of a model, unless they were made from the images and contours that the dataset has now."""
     from nnunet_ext.planning import plan
 
+    model, dataset = places.recipe.models[name], places.dataset_of(name)
     folder = places.preprocessed / dataset
     plans = read_json(folder / f"{model.plans}.json")
     data = folder / plans["configurations"][model.configuration]["data_identifier"]
-    cases = sorted(
-        p.name.removesuffix(FILE_ENDING) for p in (places.raw / dataset / "labelsTr").glob(f"*{FILE_ENDING}")
-    )
     decides = [plans["configurations"][model.configuration].get(key) for key in PREPROCESSING]
     decides += [plans["transpose_forward"], plans.get("foreground_intensity_properties_per_channel")]
-    expected = {"cases": cases, "digest": _digest(decides)}
+    cases = case_digests(places.raw / dataset)
+    expected = {"cases": cases, "digest": digest_of(decides)}
     manifest = folder / f"{data.name}_cases.json"  # beside the data: nnU-Net wants one file type inside
-    if manifest.exists() and read_json(manifest) == expected:
+    if manifest.exists() and _is_current(manifest, expected, places.raw / dataset):
         return
     say(f"preprocessing {dataset}, {model.configuration}")
-    plan.preprocess(model.dataset, model.plans, [model.configuration], processes)
+    plan.preprocess(model.dataset, model.plans, [model.configuration], _processes())
     done = {p.stem for p in data.glob("*.pkl")}
     if set(cases) - done:
         raise InputError(f"{data} lacks {', '.join(sorted(set(cases) - done)[:5])} after preprocessing; run again.")
     write_json(manifest, expected)
 
 
+def _is_current(manifest: Path, expected: Mapping[str, Any], raw: Path) -> bool:
+    """Whether preprocessed data were made from what is there now; those that note no data, if all files are older."""
+    content = read_json(manifest)
+    if not isinstance(content["cases"], list):
+        return bool(content == expected)
+    files = [raw / PRESENT_FILE, *raw.glob("imagesTr/*"), *raw.glob("labelsTr/*")]
+    newest = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+    same = content == {**expected, "cases": list(expected["cases"])} and newest < manifest.stat().st_mtime
+    if same:
+        write_json(manifest, expected)
+    return same
+
+
 # --- folds -----------------------------------------------------------------------------------------------------------
 
 
 def _open_jobs(places: Places, name: str, say: Say) -> list[Job]:
-    """Jobs for the folds of a model that are not finished."""
-    jobs = []
+    """Jobs for the folds of a model that are not finished.
+
+    Raises:
+        InputError: some were trained with or on something else than the recipe and its data are now; all are named.
+    """
+    dataset = places.raw / places.dataset_of(name)
+    labelled, images = case_digests(dataset), image_digests(dataset)
+    jobs, refused = [], []
     for fold in places.recipe.folds:
-        digest = fold_digest(places, name, fold)
-        state = _state(places, name, fold, digest)
-        if state == "done":
-            say(f"{name} fold {fold} is done, skipped")
-            continue
-        jobs.append(_job(places, name, fold, digest))
+        state = _state(places, name, fold, _made_from(places, name, fold, labelled, images), say)
+        match state:
+            case "done":
+                say(f"{name} fold {fold} is done, skipped")
+            case "open":
+                jobs.append(_job(places, name, fold))
+            case _:
+                refused.append(state)
+    if refused:
+        raise InputError(" ".join(refused))
     return jobs
 
 
-def fold_digest(places: Places, name: str, fold: int) -> str:
-    """Hash of what decides a training: trainer, configuration with its settings, labels and cases of the fold."""
+def _made_from(
+    places: Places, name: str, fold: int, labelled: Mapping[str, str], images: Mapping[str, str]
+) -> dict[str, Any]:
+    """What decides a training and its validation, as its fold's folder notes it.
+
+    Args:
+        places: Folders of the recipe.
+        name: Model.
+        fold: Fold.
+        labelled: Case to the hash of its images and contours.
+        images: Case to the hash of its images.
+
+    Returns:
+        ``digest`` of trainer, configuration with its settings, labels and folds; ``intensities``, a hash of the numbers
+        that images are normalised with (one for all configurations, and where the window of a recipe is); ``cases``,
+        the hashes of what was trained on and of the images that were predicted.
+    """
     model, dataset = places.recipe.models[name], places.dataset_of(name)
-    plans = read_json(places.preprocessed / dataset / f"{model.plans}.json")
+    plans, split = read_json(_plans_file(places, name)), places.splits(dataset)[fold]
     content = [
         model.trainer,
         plans["configurations"][model.configuration],
         plans["transpose_forward"],
         places.dataset_json(dataset)["labels"],
-        places.splits(dataset)[fold],
+        split,
     ]
-    return _digest(content)
+    of_images = {case: images.get(case, "") for case in split["val"]}
+    return {
+        "digest": digest_of(content),
+        "intensities": digest_of(plans.get("foreground_intensity_properties_per_channel")),
+        "cases": {**of_images, **{case: labelled.get(case, "") for case in split["train"]}},
+    }
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _state(places: Places, name: str, fold: int, digest: str) -> str:
+def _state(places: Places, name: str, fold: int, made_from: Mapping[str, Any], say: Say) -> str:
+    """``done``, ``open``, or the sentence that refuses what the fold's folder holds."""
     folder = places.fold_folder(name, fold)
     manifest = folder / MANIFEST
     if not manifest.exists():
         if (folder / "checkpoint_final.pth").exists() or (folder / "checkpoint_latest.pth").exists():
             raise InputError(f"{folder} was trained outside this recipe; move it away or train under other plans.")
-        write_json(manifest, {"digest": digest, "done": False})
-        return "new"
+        write_json(manifest, {**made_from, "done": False})
+        return "open"
     content = read_json(manifest)
-    if content["digest"] != digest:
-        raise InputError(
-            f"{folder} was trained with other settings, labels or folds than the recipe has now; delete it."
+    if content["digest"] != made_from["digest"]:
+        return f"{folder} was trained with other settings, labels or folds than the recipe has now; delete it."
+    if "cases" not in content:
+        say(
+            f"{folder} does not say which contours and intensities it was trained with; delete it if they changed since"
         )
+    elif content["intensities"] != made_from["intensities"]:
+        return f"{folder} was trained with another window or scale of intensities than the plans have now; delete it."
+    elif changed := changed_cases(content["cases"], made_from["cases"]):
+        return f"{folder} was trained on other images or contours of {changed} than the dataset has now; delete it."
     wanted = places.splits(places.dataset_of(name))[fold]["val"]
     whole = all((folder / "validation" / f"{case}{FILE_ENDING}").exists() for case in wanted)
     return "done" if content["done"] and whole and (folder / "checkpoint_final.pth").exists() else "open"
 
 
-def _job(places: Places, name: str, fold: int, digest: str) -> Job:
+def _job(places: Places, name: str, fold: int) -> Job:
     model, folder = places.recipe.models[name], places.fold_folder(name, fold)
+    manifest = folder / MANIFEST
     return Job(
         name=f"{name} fold {fold}",
         command=_command(places.recipe.device, model, fold),
         log=places.summary / "logs" / f"{name}_fold{fold}.log",
         fold_folder=folder,
-        done=lambda: write_json(folder / MANIFEST, {"digest": digest, "done": True}),
+        done=lambda: write_json(manifest, {**read_json(manifest), "done": True}),
     )
 
 

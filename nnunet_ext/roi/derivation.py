@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.numbered import Split, check_elsewhere, check_name, dataset_numbered, splits_in_use, taken_by
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.roi.dataset import derive_dataset
 from nnunet_ext.roi.region import NO_MODEL, Region
@@ -21,8 +21,8 @@ def derive_numbered(
 
     Args:
         source: Number of the source dataset.
-        target: Number to write; must be free.
-        name: Name to write.
+        target: Number to write, 1 to 999; must be free.
+        name: Letters, digits, ``_`` and ``-``.
         region: ``source`` and ``fallback`` are folders of trained models, or "truth" or "body".
         progress: Wraps the list of cases.
 
@@ -30,24 +30,20 @@ def derive_numbered(
         The folder written, and the content of its ``regions.json``.
 
     Raises:
-        InputError: a dataset or model is missing, the number is taken, or a model trained on the cases it shall locate.
+        InputError: a dataset or model is missing, number or name cannot be used, or a model trained on the cases
+            that it shall locate.
     """
-    raw = nnunet_folder("nnUNet_raw")
-    folder = _dataset(raw, source)
-    taken = sorted(raw.glob(f"Dataset{target:03d}_*"))
+    check_name(target, name)
+    raw, *others = (nnunet_folder(f"nnUNet_{part}") for part in ("raw", "preprocessed", "results"))
+    folder = dataset_numbered(raw, source)
+    taken = taken_by(raw, target)
     if taken:
         raise InputError(f"{taken[0]} has the number {target}; choose another one or delete it.")
+    out = raw / f"Dataset{target:03d}_{name}"
+    check_elsewhere(others, target, out.name)
     models = [] if region.source in NO_MODEL else [Path(text) for text in (region.source, *region.fallback)]
     locators = [_locator(model) for model in models]
-    out = raw / f"Dataset{target:03d}_{name}"
     return out, derive_dataset(folder, out, region, _splits(folder.name), locators, progress)
-
-
-def _dataset(raw: Path, number: int) -> Path:
-    found = sorted(raw.glob(f"Dataset{number:03d}_*"))
-    if len(found) != 1:
-        raise InputError(f"{raw} holds {len(found)} datasets with the number {number}, expected one.")
-    return found[0]
 
 
 def _locator(folder: Path) -> Locator:
@@ -56,10 +52,8 @@ def _locator(folder: Path) -> Locator:
     return Locator(folder.name, folder, _splits(folder.resolve().parent.name))
 
 
-def _splits(dataset: str) -> list[dict[str, list[str]]]:
-    """The folds in use, else the raw folder's."""
-    for variable in ("nnUNet_preprocessed", "nnUNet_raw"):
-        path = nnunet_folder(variable) / dataset / "splits_final.json"
-        if path.exists():
-            return list(read_json(path))
-    raise InputError(f"{dataset} has no splits_final.json; convert it with nnunet-ext, or train a fold first.")
+def _splits(dataset: str) -> list[Split]:
+    splits = splits_in_use(dataset)
+    if splits is None:
+        raise InputError(f"{dataset} has no splits_final.json; convert it with nnunet-ext, or train a fold first.")
+    return splits

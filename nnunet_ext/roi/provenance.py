@@ -26,11 +26,13 @@ class HeldOut:
         path: The predicted label map.
         fold: Fold whose model made it.
         checkpoint_sha256: Of that fold's weights.
+        proven: Whether the training itself noted its cases; see ``unproven``.
     """
 
     path: Path
     fold: int
     checkpoint_sha256: str
+    proven: bool = True
 
 
 def held_out_predictions(
@@ -50,7 +52,8 @@ def held_out_predictions(
         origins: Name in the model's own dataset to the case that it was cut from, for models of regions.
 
     Raises:
-        InputError: a case trained the only model that predicted it, or has no prediction; all are named.
+        InputError: a case trained the only model that predicted it, or has no prediction; a fold that did not note its
+            cases validated others than it holds out. All are named.
     """
     found: dict[str, HeldOut] = {}
     for fold, split in enumerate(splits):
@@ -61,12 +64,15 @@ def held_out_predictions(
                 f"fold {fold} of {model_folder.name} trained on its own validation cases: {', '.join(leaked)}; "
                 "train it again with the folds that the dataset has now."
             )
+        proven = (folder / CASES_FILE).exists()
+        if split["val"] and not proven:
+            _check_validated(folder, validation, split["val"])
         digest = ""
         for case in sorted(set(split["val"]) & set(cases)):
             path = folder / validation / f"{case}{FILE_ENDING}"
             if path.exists():
                 digest = digest or sha256_of(folder / "checkpoint_final.pth")
-                found[case] = HeldOut(path, fold, digest)
+                found[case] = HeldOut(path, fold, digest, proven)
     missing = sorted(set(cases) - set(found))
     if missing:
         raise InputError(
@@ -74,6 +80,32 @@ def held_out_predictions(
             "train and validate all its folds first."
         )
     return found
+
+
+def unproven(model_folder: Path, found: Mapping[str, HeldOut]) -> list[str]:
+    """A sentence on the folds whose predictions cannot be proven to be out-of-fold; none where all can.
+
+    Stock trainers note nowhere which cases they trained on; ours write ``cases.json``. What stock ones leave is the
+    validation: it predicts what was held out when the training ended, which ``held_out_predictions`` compares.
+    """
+    folds = sorted({held.fold for held in found.values() if not held.proven})
+    if not folds:
+        return []
+    return [
+        f"{model_folder.name}, fold {', '.join(map(str, folds))}: out-of-fold not provable, trained by a trainer that "
+        f"leaves no {CASES_FILE}; its validation predicted the cases that its folds hold out now"
+    ]
+
+
+def _check_validated(fold_folder: Path, validation: str, held_out: Sequence[str]) -> None:
+    """Refuse predictions of cases that a fold does not hold out: its folds are not those of its training."""
+    predicted = {path.name.removesuffix(FILE_ENDING) for path in (fold_folder / validation).glob(f"*{FILE_ENDING}")}
+    others = sorted(predicted - set(held_out))
+    if others:
+        raise InputError(
+            f"{fold_folder / validation} holds predictions of {', '.join(others[:5])}, which the fold does not hold "
+            "out now, so the folds changed after its training; train it again, or restore its splits_final.json."
+        )
 
 
 def _trained_on(fold_folder: Path, split: Mapping[str, Sequence[str]], origins: Mapping[str, str]) -> set[str]:
@@ -102,3 +134,9 @@ def label_numbers(dataset_json: Mapping[str, Any]) -> dict[str, int]:
     if lists:
         raise InputError(f"labels {', '.join(lists)} are lists of numbers; locate by a model with plain labels.")
     return {name: int(value) for name, value in labels.items()}
+
+
+def ignore_number(dataset_json: Mapping[str, Any]) -> int | None:
+    """Number of the ignore label, whose voxels nobody has judged; None where the dataset has none."""
+    value = dataset_json["labels"].get("ignore")
+    return None if value is None else int(value)

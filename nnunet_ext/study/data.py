@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,9 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
+from nnunet_ext.roi.raw_data import contoured_in, digest_of
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
-from nnunet_ext.study.world import ALL, CLEAN, PLANS, Run, World, contoured_in, digest_of
+from nnunet_ext.study.world import ALL, CLEAN, PLANS, Run, World
 
 MANIFEST = "study_data.json"
 """In a preprocessed dataset, written last: what it was made from."""
@@ -106,7 +108,7 @@ def _made_from(world: World) -> dict[str, Any]:
 def _link_cases(world: World, cases: Sequence[str], images: str, labels: str) -> None:
     raw = world.raw / world.clean
     for case in cases:
-        found = sorted((world.source / images).glob(f"{_escaped(case)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
+        found = sorted((world.source / images).glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
         if not found:
             raise InputError(f"{world.source / images} has no image of case {case}.")
         for path in found:
@@ -121,14 +123,11 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def _write_dataset_json(raw: Path, world: World, count: int) -> None:
-    present = world.source / PRESENT_FILE
-    if present.exists():  # a copy, because people edit it
-        shutil.copyfile(present, raw / PRESENT_FILE)
+    present = contoured_in(world.source)
+    if present:  # a copy, because people edit it
+        mine = {*world.training, *world.test}
+        write_json(raw / PRESENT_FILE, {case: labels for case, labels in present.items() if case in mine})
     content = {**world.dataset_json, "numTraining": count}
     for folder in (raw, world.preprocessed / world.clean):
         write_json(folder / "dataset.json", content)
@@ -182,7 +181,9 @@ def _preprocess(world: World, dataset: str, cases: Sequence[str], data: Path) ->
     raw = world.raw / dataset
     data.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        images = sorted(str(p) for p in (raw / "imagesTr").glob(f"{_escaped(case)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"))
+        images = sorted(
+            str(p) for p in (raw / "imagesTr").glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}")
+        )
         labels = str(raw / "labelsTr" / f"{case}{FILE_ENDING}")
         preprocessor.run_case_save(str(data / case), images, labels, plans, configuration, world.dataset_json)
 

@@ -18,9 +18,10 @@ from nnunet_ext.errors import BusyError, InputError
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
 from nnunet_ext.locations import expose_trainers
+from nnunet_ext.roi.raw_data import contoured_in, digest_of
 from nnunet_ext.study.data import noise_of
 from nnunet_ext.study.page import Study, load_page
-from nnunet_ext.study.world import Run, World, contoured_in, digest_of
+from nnunet_ext.study.world import Run, World
 
 RESULT = "study_run.json"
 """In the folder of a training: what it was made from, and when it is done its scores."""

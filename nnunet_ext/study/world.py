@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.conversion.noise import structures_of
-from nnunet_ext.conversion.numbered import dataset_numbered, splits_in_use
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
 from nnunet_ext.locations import DATA_VARIABLES, nnunet_folder
 from nnunet_ext.roi.provenance import FILE_ENDING
 from nnunet_ext.study.page import Row, Study
@@ -162,21 +159,6 @@ class World:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def digest_of(content: Any) -> str:
-    """Hash of content as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def contoured_in(dataset: Path) -> dict[str, Sequence[int]]:
-    """Case to contoured labels, as a raw folder lists them; a case that is not listed is fully contoured.
-
-    Raises:
-        InputError: the list is damaged.
-    """
-    path = dataset / PRESENT_FILE
-    return read_present(path) if path.exists() else {}
 
 
 def cases_in(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, is_test_case, read_present
 from nnunet_ext.losses.present import PresentOnly, erase_absent
 from nnunet_ext.training.summary import count_contoured_only
 
@@ -114,7 +114,8 @@ class PresentLabels(nnUNetTrainer):
         """Raises InputError for what the dataset does not have, which would be trained as background unnoticed."""
         listed = read_present(path)
         dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
-        unknown = sorted(set(listed) - set(dataset_class.get_identifiers(self.preprocessed_dataset_folder)))
+        others = set(listed) - set(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        unknown = sorted(case for case in others if not is_test_case(path.parent, case))
         if unknown:
             raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
         numbers = {n for value in self.dataset_json["labels"].values() for n in _as_tuple(value)}
@@ -131,7 +132,7 @@ class PresentLabels(nnUNetTrainer):
                     f"{path}: in {case} no region has all of its labels, so nothing could be trained; list every label "
                     "of the regions that were contoured."
                 )
-        return {case: set(contoured) for case, contoured in listed.items()}
+        return {case: set(contoured) for case, contoured in listed.items() if case not in others}
 
     def leaves_out_absent(self) -> bool:
         """Whether the settings ask for it."""

@@ -160,3 +160,16 @@ def test_kill_9_and_the_same_command_again_give_the_same_files(raw, tmp_path):
     assert _hashes(raw / "Dataset007_Mine") == _hashes(tmp_path / "whole/Dataset007_Mine")
     assert json.loads((raw / "Dataset007_Mine/dataset.json").read_text())["numTraining"] == 12
     assert [path.name for path in raw.iterdir()] == ["Dataset007_Mine"]
+
+
+def test_an_empty_contour_is_absent_where_the_user_says_so(monkeypatch, raw, tmp_path, capsys):
+    source = _draw(tmp_path / "s", 3)
+    _save(source / "labels/c0.nii.gz", np.zeros((6, 8, 10), np.uint8))
+    assert _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Mine", *LABELS) == 0
+    assert "no voxel of Brainstem in 1, SpinalCord in 1 of 3 cases" in capsys.readouterr().out
+    listed = raw / "Dataset007_Mine" / "present_labels.json"
+    assert json.loads(listed.read_text())["c0"] == []
+    assert (
+        _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Mine", *LABELS, "--overwrite", "--empty", "absent") == 0
+    )
+    assert json.loads(listed.read_text())["c0"] == [1, 2]

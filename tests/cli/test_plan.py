@@ -71,6 +71,7 @@ def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(wo
         ["-d", "eleven"],
         ["-d", "11", "--preset", "gpu"],
         ["-d", "11", "--gpu-gb", "much"],
+        ["-d", "11", "--preset", "cpu", "--gpu-gb", "24"],
         ["-d", "11", "--network", "transformer"],
         ["-d", "11", "--spacing-mm", "3", "1"],
         ["-d", "11", "--spacing-mm", "3", "1", "0"],

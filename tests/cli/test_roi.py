@@ -103,6 +103,33 @@ def test_an_unknown_organ_a_missing_dataset_and_a_taken_number_are_refused(raw: 
     assert "holds 0 datasets with the number 11" in refusal(run(*SIZE))
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "cause"),
+    [("2000", "Stem", "not between 1 and 999"), ("12", "a b", "must be letters"), ("12", "a__b", "double __")],
+)
+def test_a_number_or_name_that_nnunet_could_not_find_is_refused(raw: Path, target: str, name: str, cause: str) -> None:
+    assert cause in refusal(run(*SIZE, "--name", name, target=target))
+    assert [path.name for path in raw.iterdir()] == ["Dataset011_Drawn"]
+
+
+def test_a_number_that_other_folders_know_under_another_name_is_refused(raw: Path) -> None:
+    (raw.parent / "preprocessed" / "Dataset012_Old").mkdir()
+    said = refusal(run(*SIZE, "--name", "Stem"))
+    assert "Dataset012_Old has the number of Dataset012_Stem under another name" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [("{broken", "cannot be read as JSON"), ('{"train": []}', "must be a list of folds"), ("[[]]", "list of folds")],
+)
+def test_a_damaged_list_of_folds_is_named(raw: Path, text: str, cause: str) -> None:
+    path = raw / "Dataset011_Drawn" / "splits_final.json"
+    path.write_text(text)
+    said = refusal(run(*SIZE))
+    assert said.startswith(str(path))
+    assert cause in said
+
+
 def test_a_locator_must_be_a_trained_model_with_predictions_on_held_out_cases(raw: Path) -> None:
     folder = raw.parent / "results" / "Dataset011_Drawn" / "Trainer__Plans__2d"
     assert f"{folder} is no trained model" in refusal(run(*SIZE, origin=str(folder)))
@@ -120,6 +147,7 @@ def test_predictions_of_the_fold_that_held_a_case_out_give_its_centre(raw: Path)
     (folder / "dataset.json").write_text((raw / "Dataset011_Drawn" / "dataset.json").read_text())
     result = run(*SIZE, origin=str(folder))
     assert "centres: located 2" in result.output
+    assert "WARNING Trainer__Plans__2d, fold 0, 1: out-of-fold not provable" in result.stderr
     cases = json.loads((raw / "Dataset012_Regions" / "regions.json").read_text())["cases"]
     assert {name: cases[name]["locator"]["fold"] for name in CASES} == {"a": 1, "b": 0}
     assert cases["b"]["start"][2] == cases["a"]["start"][2] + 1

@@ -341,3 +341,55 @@ def test_source_is_never_written_to(run, good_folder):
     before = {path: path.stat().st_mtime_ns for path in good_folder.rglob("*")}
     run(good_folder)
     assert {path: path.stat().st_mtime_ns for path in good_folder.rglob("*")} == before
+
+
+def test_an_organ_without_a_voxel_is_not_contoured_unless_the_user_says_that_it_is_absent(run, draw, good_folder):
+    for name, organ in (("case_0", 3), ("case_1", 3), ("case_2", 1)):
+        labels = draw.phantom(0)[1]
+        labels[labels == organ] = 0
+        draw.save(good_folder / f"labels/{name}.nii.gz", labels)
+    done = run(good_folder)
+    present = _json(done.folder, "present_labels.json")
+    assert (present["case_0"], present["case_2"], present["case_3"]) == ([1, 2], [2, 3], [1, 2, 3])
+    (line,) = [text for text in done.report["warnings"] if "no voxel" in text]
+    assert line.startswith("no voxel of Brainstem in 1, Parotid_R in 2 of 7 cases: taken as not contoured")
+    assert line.endswith("convert with --empty absent")
+    done = run(good_folder, overwrite=True, changes={"empty": "absent"})
+    assert set(map(tuple, _json(done.folder, "present_labels.json").values())) == {(1, 2, 3)}
+    assert done.report["organs"]["Parotid_R"]["not_contoured"] == 0
+    (line,) = [text for text in done.report["warnings"] if "no voxel" in text]
+    assert "Parotid_R in 2 of 7 cases: taken as absent" in line
+
+
+def test_a_patient_without_the_tumour_is_a_case_without_tumour(run, draw, good_folder):
+    for i in range(7):
+        labels = draw.phantom(i)[1]
+        draw.save(good_folder / f"labels/case_{i}.nii.gz", (labels == 1) * (i > 0))
+    done = run(good_folder, changes={"organs": {"GTV": 1}, "empty": "absent"})
+    assert _json(done.folder, "present_labels.json")["case_0"] == [1]
+    assert not any("no organ is contoured" in text for text in done.report["warnings"])
+
+
+def test_what_was_not_contoured_in_a_test_case_is_stated_too(run, draw, good_folder):
+    labels = draw.phantom(0)[1]
+    labels[labels == 3] = 0
+    for i in range(7):
+        draw.save(good_folder / f"labels/case_{i}.nii.gz", labels)
+    draw.save(good_folder / "imagesTs/t.nii.gz", draw.phantom(50)[0])
+    done = run(good_folder, changes={"test_share": 0.3})
+    tests = {path.name.removesuffix(".nii.gz") for path in (done.folder / "labelsTs").iterdir()}
+    assert len(tests) == 2
+    present = _json(done.folder, "present_labels.json")
+    assert set(present) == {f"case_{i}" for i in range(7)}
+    assert all(present[case] == [1, 2] for case in tests)
+
+
+def test_a_conversion_that_was_killed_is_not_continued_with_another_meaning_of_empty(
+    run, good_folder, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(Workplace, "publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(good_folder)
+    with pytest.raises(InputError, match="unfinished conversion of another source or with other options"):
+        run(good_folder, changes={"empty": "absent"})

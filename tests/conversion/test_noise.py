@@ -139,6 +139,20 @@ class TestDataset:
         add(source, Noise(1, 1, 2))
         assert files_of(source) == before
 
+    def test_labels_that_are_saved_over_in_the_noisy_dataset_leave_the_truth_alone(self, source):
+        folder, _ = add(source, Noise(0.5, 1, 2))
+        before = files_of(source)
+        for path in [*(folder / "labelsTr").iterdir(), *(folder / "labelsTs").iterdir()]:
+            path.write_bytes(b"saved in place")
+        assert files_of(source) == before
+
+    def test_images_take_no_space_and_are_found_again_when_all_datasets_move(self, source):
+        folder, _ = add(source, Noise(0.5, 1, 2))
+        assert all(path.is_symlink() for part in ("imagesTr", "imagesTs") for path in (folder / part).iterdir())
+        before = files_of(folder)
+        moved = source.parent.rename(source.parent.with_name("elsewhere"))
+        assert files_of(moved / folder.name) == before
+
     def test_only_the_given_cases_are_touched(self, source):
         _, sidecar = add(source, Noise(1, 1, 1), cases=CASES[4:])
         assert lines_of(sidecar)[0].startswith("6 of 6 training cases")

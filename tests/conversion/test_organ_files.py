@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnunet_ext.conversion.loading import load_case
 from nnunet_ext.conversion.organ_files import paint_organs
+from nnunet_ext.conversion.source import NiftiCase, Source
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
 
@@ -31,3 +33,14 @@ def test_a_file_on_another_grid_is_refused(files, draw, tmp_path):
     files["Eye_L"] = draw.save(tmp_path / "Eye_L.nii.gz", np.zeros((2, 3, 5)))
     with pytest.raises(InputError, match="another grid"):
         paint_organs(files, tmp_path / "CT.nii.gz", GRID, ORGANS)
+
+
+@pytest.mark.parametrize(("empty", "contoured"), [("not-contoured", (1, 2)), ("absent", (1, 2, 3))])
+def test_a_file_without_a_voxel_says_what_the_user_says_and_no_file_says_nothing(
+    files, draw, tmp_path, empty, contoured
+):
+    image = draw.save(tmp_path / "CT.nii.gz", np.arange(24).reshape(GRID.shape) * 50 - 1000)
+    organs = {**ORGANS, "Pituitary": 4}
+    source = Source("drawn", tmp_path, "", "", "", organs, (), empty=empty)
+    loaded = load_case(NiftiCase("a", (image,), organs=files), source)
+    assert (loaded.contoured, loaded.empty) == (contoured, (3,))

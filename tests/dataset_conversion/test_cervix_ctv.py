@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -114,6 +115,16 @@ def test_hdf5_with_named_data_sets_and_spacing_attribute(run, tmp_path):
     np.testing.assert_array_equal(image, _volumes(1)[0])
     np.testing.assert_allclose(grid.spacing_mm, (5.0, 1.2, 1.2), rtol=1e-6)
     np.testing.assert_array_equal(read_labels(done.folder / "labelsTr/c1.nii.gz")[0], _volumes(1)[1])
+
+
+@pytest.mark.parametrize(("empty", "listed"), [("not-contoured", []), ("absent", [1])])
+def test_a_patient_without_the_target_is_what_the_user_says(tmp_path, empty, listed):
+    for i in range(3):
+        _save_h5(tmp_path / f"s/c{i}.h5", i, spacing_mm=(5.0, 1.2, 1.2))
+    with h5py.File(tmp_path / "s/c0.h5", "a") as file:
+        file["label"][...] = 0
+    done = convert(replace(open_source(tmp_path / "s"), empty=empty), tmp_path / "raw", 9, "CTV", quiet=True)
+    assert _json(done.folder / "present_labels.json")["c0"] == listed
 
 
 def test_hdf5_takes_spacing_and_axes_from_the_options(run, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,17 @@ def test_values_become_hounsfield_units(converted):
 def test_organ_without_a_file_was_not_contoured(converted):
     present = json.loads((converted.folder / "present_labels.json").read_text())
     assert present == {"pt_2": [1, 2, 3, 4, 6, 7], "pt_10": [1, 2, 4]}
+
+
+@pytest.mark.parametrize(("empty", "listed"), [("not-contoured", [1, 2, 4]), ("absent", [1, 2, 4, 5])])
+def test_a_file_without_a_row_says_what_the_user_says(tmp_path, empty, listed):
+    for name in ("pt_1", "pt_2"):
+        _draw(tmp_path / f"source/{name}", int(name[3:]), ALL[:3])
+        (tmp_path / f"source/{name}/Esophagus.csv").write_text(",data\n")
+    source = replace(open_source(tmp_path / "source"), empty=empty)
+    assert source.organs["Esophagus"] == 5
+    done = convert(source, tmp_path / "raw", 104, "KBP", quiet=True)
+    assert json.loads((done.folder / "present_labels.json").read_text())["pt_1"] == listed
 
 
 def test_later_organ_wins_where_two_overlap(tmp_path):

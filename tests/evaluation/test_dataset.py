@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs, read_present
+from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, is_test_case, read_organs, read_present
 
 
 def write(path: Path, content: Any) -> Path:
@@ -106,3 +106,12 @@ def test_a_wrong_block_of_inner_organs_is_named(tmp_path: Path, contains: Any, m
     with pytest.raises(InputError, match=message) as caught:
         read_organs(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["imagesTs/new[1]_0000.nii.gz", "imagesTs/new[1]_0000.png", "labelsTs/new[1].nii.gz"])
+def test_a_test_case_is_known_by_its_image_or_its_labels(tmp_path, file):
+    assert not is_test_case(tmp_path, "new[1]")
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text("")
+    assert is_test_case(tmp_path, "new[1]")
+    assert not is_test_case(tmp_path, "new")

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from nnunet_ext.errors import BusyError
+from nnunet_ext.errors import BusyError, InputError
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json, write_text
 
 
@@ -83,3 +83,12 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
     write_json(tmp_path / "a.json", {"kept": [float("nan"), 1.0], "worst": (float("inf"), -float("inf"))})
     assert read_json(tmp_path / "a.json") == {"kept": [None, 1.0], "worst": [None, None]}
     assert "NaN" not in (tmp_path / "a.json").read_text()
+
+
+@pytest.mark.parametrize("content", [None, b"{broken", b"\xff\xfe\x00", b""])
+def test_a_file_that_is_missing_or_no_json_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json cannot be read as JSON .*; check the path and the file"):
+        read_json(path)

@@ -42,6 +42,15 @@ def test_the_lock_is_free_again_after_the_block_and_after_an_error(tmp_path):
     assert take(tmp_path / ".lock").returncode == 0
 
 
+def test_the_caller_says_what_the_other_process_does_and_may_leave_no_file(tmp_path):
+    path = tmp_path / ".lock"
+    with locked(path, "another one converts.", remove=True):
+        with pytest.raises(BusyError, match="another one converts"), locked(path, "another one converts.", remove=True):
+            pass
+        assert path.exists()
+    assert not path.exists()
+
+
 def test_the_lock_ends_with_a_killed_process(tmp_path):
     command = [sys.executable, "-c", TAKE, tmp_path / ".lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

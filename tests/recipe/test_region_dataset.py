@@ -42,6 +42,7 @@ class World:
             write_labels(raw / "labelsTr" / f"{case}.nii.gz", labels, GRID)
             write_labels(self.model / f"fold_{fold}" / "validation" / f"{case}.nii.gz", labels, GRID)
             write(self.model / f"fold_{fold}" / "checkpoint_final.pth", f"weights of fold {fold}")
+            write(self.model / f"fold_{fold}" / "cases.json", {"train": CASES[1 - fold :][:1], "val": [case]})
         self.said: list[str] = []
 
     def cut(self, **region: Any) -> None:
@@ -99,3 +100,57 @@ def test_a_case_that_trained_its_localiser_is_an_error(world: World) -> None:
     write(world.model / "fold_0" / "cases.json", {"train": ["a", "b"], "val": []})
     with pytest.raises(InputError, match="trained on its own validation cases: a"):
         world.cut(size_vox=LARGE)
+
+
+@pytest.mark.parametrize("what", ["labels", "image", "list", "one more case"])
+def test_regions_of_other_images_or_contours_are_refused(world: World, what: str) -> None:
+    world.cut(size_vox=LARGE)
+    raw = world.roots[0] / "Dataset011_Drawn"
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[3:6, 6:12, 6:11] = 1
+    match what:
+        case "labels":
+            write_labels(raw / "labelsTr" / "a.nii.gz", labels, GRID)
+        case "image":
+            write_image(raw / "imagesTr" / "a_0000.nii.gz", np.ones(GRID.shape, np.float32), GRID)
+        case "list":
+            write(raw / "present_labels.json", {"a": []})
+        case "one more case":
+            write_labels(raw / "labelsTr" / "c.nii.gz", labels, GRID)
+    case = "c" if what == "one more case" else "a"
+    with pytest.raises(
+        InputError, match=f"Dataset012_drawn_small was cut from other images or contours of {case} than"
+    ):
+        world.cut(size_vox=LARGE)
+
+
+def test_regions_of_other_folds_are_refused(world: World) -> None:
+    world.cut(size_vox=LARGE)
+    write(world.roots[0] / "Dataset011_Drawn" / "splits_final.json", [{"train": ["a", "b"], "val": []}] * 2)
+    with pytest.raises(InputError, match="was cut for other folds than Dataset011_Drawn has now; delete it"):
+        world.cut(size_vox=LARGE)
+
+
+def test_regions_of_a_version_that_noted_no_data_are_kept_with_a_word_but_not_without_the_ignore_label(
+    world: World,
+) -> None:
+    world.cut(size_vox=LARGE)
+    sidecar = world.roots[0] / "Dataset012_drawn_small" / "regions.json"
+    content = json.loads(sidecar.read_text())
+    del content["made_from"]
+    write(sidecar, content)
+    world.cut(size_vox=LARGE)
+    assert len(world.said) == 1
+    assert "does not say which contours it was cut from" in world.said[0]
+    described = json.loads((world.roots[0] / "Dataset011_Drawn" / "dataset.json").read_text())
+    described["labels"]["ignore"] = 2
+    write(world.roots[0] / "Dataset011_Drawn" / "dataset.json", described)
+    with pytest.raises(InputError, match="was cut without the ignore label of Dataset011_Drawn"):
+        world.cut(size_vox=LARGE)
+
+
+def test_a_localiser_that_did_not_note_its_cases_is_warned_of(world: World) -> None:
+    for fold in (0, 1):
+        (world.model / f"fold_{fold}" / "cases.json").unlink()
+    world.cut(size_vox=LARGE)
+    assert "2d, fold 0, 1: out-of-fold not provable" in world.said[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ class World:
         splits = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
         write(raw / "splits_final.json", splits)
         for case in CASES:
-            write(raw / "labelsTr" / f"{case}.nii.gz")
+            write(raw / "labelsTr" / f"{case}.nii.gz", f"contours of {case}")
+            write(raw / "imagesTr" / f"{case}_0000.nii.gz", f"image of {case}")
         self.done: list[str] = []
         self.said: list[str] = []
         monkeypatch.setattr(plan, "make_fingerprint", lambda *a: None)
@@ -55,10 +58,13 @@ class World:
     def make_plans(self, number: int, preset: str, *, plans_name: str, **options: Any) -> str:
         self.done.append("plan")
         network = {"n_stages": 2, "features_per_stage": [32, 64]}
-        settings = {"spacing": [3, 1, 1], "normalization_schemes": ["CT"], "architecture": {"arch_kwargs": network}}
+        scheme = {"normalization_schemes": ["CTNormalization"], "architecture": {"arch_kwargs": network}}
+        settings = {"spacing": [3, 1, 1], **scheme}
+        intensities = {"0": {"mean": 30.0, "std": 90.0, "percentile_00_5": -200.0, "percentile_99_5": 300.0}}
         configurations = {c: {"data_identifier": f"{plans_name}_{c}", **settings} for c in ("2d", "3d_fullres")}
         path = self.preprocessed / f"{plans_name}.json"
-        write(path, {"transpose_forward": [0, 1, 2], "configurations": configurations})
+        plans = {"plans_name": plans_name, "foreground_intensity_properties_per_channel": intensities}
+        write(path, {**plans, "transpose_forward": [0, 1, 2], "configurations": configurations})
         return plans_name
 
     def preprocess(self, number: int, plans: str, configurations: list[str], processes: int) -> None:
@@ -163,6 +169,96 @@ def test_other_folds_or_labels_are_refused(world: World) -> None:
     write(world.roots["raw"] / DATASET / "splits_final.json", splits)
     with pytest.raises(InputError, match="other settings, labels or folds"):
         world.train()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "refused", "kept"),
+    [
+        ("labelsTr/a.nii.gz", "corrected contours", 1, 0),  # fold 0 held the case out
+        ("imagesTr/a_0000.nii.gz", "image with another end", 1, None),  # and predicted it
+        ("imagesTr/a_0000.nii.gz", "image of b", 1, None),
+        ("imagesTr/a_0001.nii.gz", "second channel", 1, None),
+        ("present_labels.json", {"a": []}, 1, 0),
+    ],
+)
+def test_a_fold_that_trained_on_other_images_or_contours_is_refused_and_the_data_are_preprocessed_again(
+    world: World, file: str, content: Any, refused: int, kept: int | None
+) -> None:
+    world.train()
+    write(world.roots["raw"] / DATASET / file, content)
+    with pytest.raises(InputError, match=f"fold_{refused} was trained on other images or contours of a than") as error:
+        world.train()
+    assert world.done == ["preprocess 2d"]
+    assert (f"fold_{kept} " in str(error.value)) is False
+    assert (world.fold(refused) / "checkpoint_final.pth").exists()
+    again = (refused,) if kept is not None else (0, 1)
+    for fold in again:
+        shutil.rmtree(world.fold(fold))
+    assert world.train() == [*(f"2d fold {fold}" for fold in again), "select"]
+    assert world.train() == ["select"]
+
+
+def test_all_folds_that_trained_on_other_contours_are_named_at_once(world: World) -> None:
+    world.train()
+    for case in CASES:
+        write(world.roots["raw"] / DATASET / "labelsTr" / f"{case}.nii.gz", f"better contours of {case}")
+    with pytest.raises(InputError, match=r"fold_0 was trained on other .* of c, d than .*fold_1 .* of a, b than"):
+        world.train()
+
+
+def test_a_dataset_that_was_copied_is_the_same(world: World) -> None:
+    world.train()
+    for path in (world.roots["raw"] / DATASET).rglob("*.nii.gz"):
+        os.utime(path, (1, 1))
+    assert world.train() == ["select"]
+
+
+def test_an_interrupted_fold_is_not_continued_on_other_contours(world: World) -> None:
+    world.train()
+    content = json.loads((world.fold(0) / MANIFEST).read_text())
+    write(world.fold(0) / MANIFEST, {**content, "done": False})
+    write(world.roots["raw"] / DATASET / "labelsTr" / "c.nii.gz", "corrected contours")
+    with pytest.raises(InputError, match="fold_0 was trained on other images or contours of c"):
+        world.train()
+
+
+def test_another_window_is_refused_by_folds_that_are_trained_and_folds_to_come(world: World) -> None:
+    world.train({"window_hu": [-100, 200]}, folds=[0])
+    with pytest.raises(InputError, match="fold_0 was trained with another window or scale of intensities"):
+        world.train({"window_hu": [-400, 600]})
+    assert not any("fold" in done for done in world.done)
+
+
+def test_models_that_share_plans_are_preprocessed_with_the_window_that_both_have(world: World) -> None:
+    common = {"dataset": 11, "plans": "nnUNetPlansExt"}
+    models = {
+        "2d": {**common, "configuration": "2d"},
+        "3d": {**common, "configuration": "3d_fullres", "planning": {"window_hu": [-100, 200]}},
+    }
+    world.train(models=models)
+    assert world.train(models=models) == ["select"]
+
+
+def test_folds_of_a_version_that_noted_no_data_are_kept_with_a_word(world: World) -> None:
+    world.train()
+    for fold in (0, 1):
+        content = json.loads((world.fold(fold) / MANIFEST).read_text())
+        write(world.fold(fold) / MANIFEST, {"digest": content["digest"], "done": True})
+    manifest = world.preprocessed / "nnUNetPlansExt_2d_cases.json"
+    write(manifest, {**json.loads(manifest.read_text()), "cases": CASES})
+    world.said.clear()
+    assert world.train() == ["select"]
+    assert isinstance(json.loads(manifest.read_text())["cases"], dict)
+    assert sum("does not say which contours and intensities it was trained with" in line for line in world.said) == 2
+
+
+def test_preprocessed_data_that_note_no_contours_are_made_again_when_a_file_is_newer(world: World) -> None:
+    world.train()
+    manifest = world.preprocessed / "nnUNetPlansExt_2d_cases.json"
+    write(manifest, {**json.loads(manifest.read_text()), "cases": CASES})
+    later = manifest.stat().st_mtime + 10
+    os.utime(world.roots["raw"] / DATASET / "labelsTr" / "b.nii.gz", (later, later))
+    assert world.train() == ["preprocess 2d", "select"]
 
 
 def test_a_choice_that_the_page_no_longer_states_leaves_the_plans(world: World) -> None:

@@ -67,7 +67,14 @@ class TestCleanDataset:
             ("present_labels.json", False),
         ):
             assert (raw / name).samefile(source / name) == same
-        assert (raw / "present_labels.json").read_text() == (source / "present_labels.json").read_text()
+        assert json.loads((raw / "present_labels.json").read_text()) == {"a": [1]}
+
+    def test_cases_that_the_study_does_not_use_are_not_in_its_list(
+        self, planner: Any, world_with: Worlds, source: Path
+    ) -> None:
+        (source / "present_labels.json").write_text(json.dumps({"a": [1], "a test case": []}))
+        world = prepared(world_with())
+        assert json.loads((world.raw / world.clean / "present_labels.json").read_text()) == {"a": [1]}
 
     @pytest.mark.parametrize("what", ["labels", "image", "time", "list", "no list"])
     def test_other_files_are_refused(self, planner: Any, world_with: Worlds, source: Path, what: str) -> None:

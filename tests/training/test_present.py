@@ -107,6 +107,19 @@ def test_what_the_dataset_does_not_have_is_named(in_world, listed):
 
 
 @pytest.mark.slow
+def test_a_test_case_may_be_listed_where_the_dataset_has_it(in_world, world, tmp_path, monkeypatch):
+    dataset = tmp_path / world.preprocessed.name
+    (dataset / "labelsTs").mkdir(parents=True)
+    (dataset / "present_labels.json").write_text(json.dumps({"case_0": LACKS_LEFT, "new": [1]}))
+    trainer = made(in_world, nnUNetTrainerExtNoMirror)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    with pytest.raises(InputError, match="lists new, but the dataset has no such case"):
+        trainer.absent_in_cases()
+    (dataset / "labelsTs" / "new.nii.gz").write_text("")
+    assert trainer.absent_in_cases() == {"case_0": [False, True, False, False]}
+
+
+@pytest.mark.slow
 def test_complete_cases_train_as_if_nothing_was_listed(in_world, listed):
     weights = []
     for content in ({}, {"case_1": [1, 2, 3], "case_0": LACKS_LEFT}):

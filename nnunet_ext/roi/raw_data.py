@@ -1,0 +1,77 @@
+"""What the files of a raw dataset hold, a few letters per case, so that corrected contours are noticed later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
+
+GZIP_END = 8
+"""Bytes: a gzip stream ends with the CRC-32 and the length of its content (RFC 1952, section 2.3.1)."""
+NAMED = 5
+
+
+def digest_of(content: Any) -> str:
+    """Hash of content as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def contoured_in(dataset: Path) -> dict[str, Sequence[int]]:
+    """Case to contoured labels, as a raw folder lists them; a case that is not listed is fully contoured.
+
+    Raises:
+        InputError: the list is damaged.
+    """
+    path = dataset / PRESENT_FILE
+    return read_present(path) if path.exists() else {}
+
+
+def case_digests(dataset: Path) -> dict[str, str]:
+    """Training case to a hash of its images, its contours, and the list of those that were drawn.
+
+    Copying a dataset changes none of them: times do not count, images by size and checksum, because to read them all
+    takes long.
+
+    Args:
+        dataset: Raw folder.
+
+    Raises:
+        InputError: the list of contoured labels is damaged.
+    """
+    images, contoured = image_digests(dataset), contoured_in(dataset)
+    labels = {path.name.removesuffix(FILE_ENDING): path for path in (dataset / "labelsTr").glob(f"*{FILE_ENDING}")}
+    return {
+        case: digest_of(
+            [images.get(case), sha256_of(labels[case]), sorted(contoured[case]) if case in contoured else None]
+        )
+        for case in sorted(labels)
+    }
+
+
+def image_digests(dataset: Path) -> dict[str, str]:
+    """Training case to a hash of its images alone."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for path in sorted((dataset / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{FILE_ENDING}")):
+        found[path.name.removesuffix(FILE_ENDING)[:-5]].append([path.name, *_size_and_checksum(path)])
+    return {case: digest_of(stamps) for case, stamps in found.items()}
+
+
+def _size_and_checksum(path: Path) -> tuple[int, str]:
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - GZIP_END))
+        return size, stream.read().hex()
+
+
+def changed_cases(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Names of the cases that differ, for a message; empty where none does."""
+    changed = sorted(case for case in {*before, *now} if before.get(case) != now.get(case))
+    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+    return ", ".join(changed[:NAMED]) + more
