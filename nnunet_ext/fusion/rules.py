@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +27,12 @@ class FusionTable:
         priority: Every organ once; the first wins a voxel that several owners claim.
         on_conflict: ``priority``, or ``probability``: the owner with the highest probability wins, then the
             priority.
+        channels: Channel names of the dataset that the models were chosen on, in the order of the files ``_0000``,
+            ``_0001``, ...; empty in tables for ``nnunet-ext fuse``, which reads no image, and of older versions.
 
     Raises:
-        InputError: an owner or organ is unknown, an owner does not know its organ, labels repeat, or the
-            priority is not exactly the list of organs.
+        InputError: an owner or organ is unknown, an owner does not know its organ, labels repeat, the
+            priority is not exactly the list of organs, or the channels are no different names.
     """
 
     organs: Mapping[str, int]
@@ -38,12 +40,15 @@ class FusionTable:
     models: Mapping[str, Mapping[str, int]]
     priority: Sequence[str]
     on_conflict: Literal["priority", "probability"] = "priority"
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a table that contradicts itself."""
         self._check_labels()
         self._check_owners()
         self._check_priority()
+        if not all(isinstance(name, str) for name in self.channels) or len(set(self.channels)) < len(self.channels):
+            raise InputError(f"channels are {list(self.channels)}, expected a different name for each file.")
 
     @property
     def owners(self) -> list[str]:
@@ -53,6 +58,24 @@ class FusionTable:
     def owned_labels(self, model: str) -> dict[str, int]:
         """The organs that a model owns, with their labels in that model's maps."""
         return {organ: self.models[model][organ] for organ in self.organs if self.owner[organ] == model}
+
+    def only(self, organs: Collection[str]) -> FusionTable:
+        """The table for some of the organs, their label numbers unchanged; conflicts with others are nobody's then.
+
+        Raises:
+            InputError: an organ is not in the table, or none is named.
+        """
+        unknown = [organ for organ in organs if organ not in self.organs]
+        if unknown or not organs:
+            raise InputError(
+                f"{', '.join(unknown) or 'nothing'} is no organ to contour; known are {', '.join(self.organs)}."
+            )
+        return replace(
+            self,
+            organs={organ: number for organ, number in self.organs.items() if organ in organs},
+            owner={organ: model for organ, model in self.owner.items() if organ in organs},
+            priority=[organ for organ in self.priority if organ in organs],
+        )
 
     @classmethod
     def from_dict(cls, content: Any, source: str = "the fusion table") -> FusionTable:
@@ -71,7 +94,8 @@ class FusionTable:
             raise InputError(
                 f"{source} has version {content['version']!r}, this nnunet_ext reads {VERSION}; run select again."
             )
-        for key, kind in {"organs": dict, "owner": dict, "models": dict, "priority": list}.items():
+        content = {"channels": [], **content}
+        for key, kind in {"organs": dict, "owner": dict, "models": dict, "priority": list, "channels": list}.items():
             if not isinstance(content.get(key), kind):
                 wanted = "a list" if kind is list else "an object"
                 raise InputError(f'{source}: "{key}" is {content.get(key)!r}, expected {wanted}.')
@@ -82,6 +106,7 @@ class FusionTable:
                 content["models"],
                 content["priority"],
                 content.get("on_conflict", "priority"),
+                tuple(content["channels"]),
             )
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
@@ -95,13 +120,13 @@ class FusionTable:
         """
         try:
             content = read_json(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as JSON ({error}); write it with select.") from error
+        except InputError as error:
+            raise InputError(f"{error} `nnunet-ext select` writes it.") from error
         return cls.from_dict(content, str(path))
 
     def as_dict(self) -> dict[str, Any]:
         """The table as it is written to JSON."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **asdict(self), "channels": list(self.channels)}
 
     def save(self, path: Path) -> None:
         """Write fusion.json, whole or not at all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,23 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.laterality import check_laterality
 from nnunet_ext.fusion.merge import fuse_labels
 from nnunet_ext.fusion.rules import FusionTable
-from nnunet_ext.geometry import LEFT_RIGHT, MAX_OBLIQUE_DEG, Grid, body_axis
+from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.orientation import from_lps, to_lps
 from nnunet_ext.labels import swap_pairs
 from nnunet_ext.preprocessing.steps import apply_steps
 from nnunet_ext.recipe.inference import PreprocessedCache
+from nnunet_ext.recipe.likeness import Extent, oblique_warnings, spacing_warnings, usual_extent_mm
 from nnunet_ext.recipe.meter import Meter
 from nnunet_ext.recipe.models import LoadedModel, load_model
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.region_prediction import LocatorMap, RegionalPrediction, region_warnings
 from nnunet_ext.recipe.schema import Recipe, locators_of
 from nnunet_ext.roi.learned import Learned
-from nnunet_ext.roi.region import Region
+from nnunet_ext.roi.region import CENTRE, Region
 from nnunet_ext.roi.sides import WHOLE, frame_labels
 
 Labels = NDArray[np.integer]
-SPACING_FACTOR = 3.0
-"""Our choice: a voxel edge this many times larger or smaller than in training is reported."""
 
 
 @dataclass
@@ -41,12 +40,12 @@ class Composed:
 
     Args:
         recipe: Its page.
-        table: Owners, numbers and priority.
-        channels: Channel names in the order of the files ``_0000``, ``_0001``, ...: those of the first model, then what
-            later ones add.
+        table: Owners, numbers and priority of the organs to contour.
+        channels: Channel names of the recipe's dataset, in the order of the files ``_0000``, ``_0001``, ...
         models: Name to loaded model, in the order to run.
         learned: Region model to what its training cases taught, per part of the region.
         steps: Channel to the preprocessing that the training images had and new ones get.
+        extents: Model to what was made of the extent of its training scans.
     """
 
     recipe: Recipe
@@ -55,13 +54,26 @@ class Composed:
     models: dict[str, LoadedModel]
     learned: dict[str, dict[str, Learned]] = field(default_factory=dict)
     steps: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Channel to the number of its file: those that a model reads, and the first one where the body is looked for.
+
+        In the order of the files. Other files may be there and are not read.
+        """
+        read = {channel for model in self.models.values() for channel in model.channels or self.channels}
+        regions = [self.recipe.models[name].region for name in self.models]
+        if any(region is not None and region.source != CENTRE for region in regions):
+            read.add(self.channels[0])
+        return {channel: number for number, channel in enumerate(self.channels) if channel in read}
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides a result except the image."""
         models = {n: m.digest for n, m in self.models.items()}
         learned = {n: {part: known.as_dict() for part, known in parts.items()} for n, parts in self.learned.items()}
-        content = [self.recipe.digest, self.table.as_dict(), models, learned, dict(self.steps)]
+        content = [self.recipe.digest, self.table.as_dict(), list(self.channels), models, learned, dict(self.steps)]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @classmethod
@@ -71,6 +83,7 @@ class Composed:
         folds: Sequence[int] | None = None,
         device: str | None = None,
         table: FusionTable | None = None,
+        organs: Collection[str] | None = None,
     ) -> Composed:
         """Load the models that own an organ or locate a region for one.
 
@@ -79,9 +92,10 @@ class Composed:
             folds: Folds whose networks are averaged; None is the page's choice.
             device: None is the recipe's.
             table: Owners of the organs; None is the table that ``nnunet-ext select`` wrote.
+            organs: Organs to contour; None is all of the recipe.
 
         Raises:
-            InputError: the recipe was not trained, or a model cannot be loaded.
+            InputError: the recipe was not trained, it has no such organ, or a model cannot be loaded.
         """
         places = Places.of(recipe)
         if table is None and not places.fusion_table.exists():
@@ -89,17 +103,28 @@ class Composed:
                 f"{places.fusion_table} is missing; run `nnunet-ext train` for recipe {recipe.name} first."
             )
         table = table or FusionTable.load(places.fusion_table)
+        if organs is not None:
+            table = table.only(organs)
         names = needed_models(recipe, table.owners)
         averaged = {n: folds or recipe.models[n].folds or recipe.folds for n in names}
         models = {n: load_model(places.model_folder(n), averaged[n], device or recipe.device) for n in names}
         notes = {n: read_json(places.model_folder(n) / "dataset.json").get("nnunet_ext", {}) for n in names}
         regions = [n for n in names if recipe.models[n].region is not None]
         learned = {n: _learned(notes[n], places.model_folder(n)) for n in regions}
-        channels = dict.fromkeys(channel for model in models.values() for channel in model.channels)
-        return cls(recipe, table, list(channels), models, learned, _common_steps(notes))
+        channels = _dataset_channels(recipe, table, models)
+        steps = _common_steps(notes, {n: model.channels for n, model in models.items()})
+        extents = {n: Extent.of(note) for n, note in notes.items()}
+        return cls(recipe, table, channels, models, learned, steps, extents)
 
-    def predict(self, images: NDArray[np.float32], grid: Grid) -> tuple[Labels, dict[str, Any]]:
+    def predict(
+        self, images: NDArray[np.float32], grid: Grid, say: Callable[[str], None] | None = None
+    ) -> tuple[Labels, dict[str, Any]]:
         """Contour one image.
+
+        Args:
+            images: The channels of ``needed``, in its order.
+            grid: Of all of them.
+            say: Receives the progress of slow preprocessing, such as ``T1w: n4 35 %``.
 
         Shape:
             images: (C, Z, Y, X) in any orientation that ``grid`` declares.
@@ -108,13 +133,14 @@ class Composed:
         lps_grid = to_lps(images[0], grid)[1]
         named = {
             name: to_lps(image, grid)[0].astype(np.float32, copy=False)
-            for name, image in zip(self.channels, images, strict=True)
+            for name, image in zip(self.needed, images, strict=True)
         }
         meter = Meter()
         notes: list[str] = []
-        if self.steps:
+        steps = {channel: names for channel, names in self.steps.items() if channel in named}
+        if steps:
             with meter.stage("preprocessing"):
-                named, notes = apply_steps(named, lps_grid, self.steps)
+                named, notes = apply_steps(named, lps_grid, steps, say=say)
         whole = [model for name, model in self.models.items() if self.recipe.models[name].region is None]
         shared = PreprocessedCache(model.preprocessing(lps_grid.spacing_mm) for model in whole)
         run = _Run(self, named, lps_grid, shared)
@@ -126,6 +152,7 @@ class Composed:
         sides = check_laterality(fused.labels, lps_grid, swap_pairs(dict(self.table.organs)))
         missing = [organ for organ, number in self.table.organs.items() if not (fused.labels == number).any()]
         report = {
+            "organs": list(self.table.organs),
             "owner": dict(self.table.owner),
             "regions": run.regions,
             "laterality": [asdict(side) for side in sides],
@@ -171,7 +198,7 @@ class _Run:
             region=region,
             learned=self.composed.learned.get(name, {}),
             images=self._channels(name),
-            anatomy=self.images[self.composed.channels[0]],
+            anatomy=self.images.get(self.composed.channels[0]),
             grid=self.grid,
             locators=[self._seen(locator) for locator in locators_of(self.composed.recipe.models[name])],
             predict=lambda parts: model.predict(parts, self.grid.spacing_mm),
@@ -189,17 +216,24 @@ class _Run:
         """What a reader of the contours must know."""
         names = {number: organ for organ, number in self.composed.table.organs.items()}
         lines = [f"{names[s.left]} and {names[s.right]} lie on each other's side" for s in sides if not s.plausible]
-        oblique_deg = body_axis(self.grid.direction, LEFT_RIGHT)[1]
-        if oblique_deg > MAX_OBLIQUE_DEG:
-            lines.append(f"the image is {oblique_deg:.0f}° oblique, more than any that was trained on")
+        lines += oblique_warnings(self.grid)
         for name, region in self.regions.items():
             lines += region_warnings(name, region)
         for name, model in self.composed.models.items():
-            usual = model.predictor.plans_manager.plans["original_median_spacing_after_transp"]
-            factors = [a / b for a, b in zip(sorted(self.grid.spacing_mm), sorted(usual), strict=True)]
-            if max(factors) > SPACING_FACTOR or min(factors) < 1 / SPACING_FACTOR:
-                lines.append(f"voxel size far from what {name} was trained on")
-        return lines
+            lines += spacing_warnings(name, self.grid, model.predictor.plans_manager.plans)
+        return lines + self._extent_warnings()
+
+    def _extent_warnings(self) -> list[str]:
+        """Once for each way to crop or resample; whole-image models first, for their plans know the usual extent."""
+        models, specs = self.composed.models, self.composed.recipe.models
+        lines: dict[Extent, list[str]] = {}
+        for name in sorted(self.composed.extents, key=lambda name: specs[name].region is not None):
+            whole = specs[name].region is None
+            usual_mm = usual_extent_mm(models[name].predictor.plans_manager.plans) if whole else None
+            extent = self.composed.extents[name]
+            if extent not in lines:
+                lines[extent] = list(extent.warnings(name, self.grid, usual_mm))
+        return [line for found in lines.values() for line in found]
 
 
 def needed_models(recipe: Recipe, owners: Iterable[str]) -> list[str]:
@@ -226,19 +260,52 @@ def _learned(note: Mapping[str, Any], folder: Path) -> dict[str, Learned]:
     return {part: Learned.from_dict(known) for part, known in note["learned"].items()}
 
 
-def _common_steps(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+def _dataset_channels(recipe: Recipe, table: FusionTable, models: Mapping[str, LoadedModel]) -> Sequence[str]:
+    """Channel names of the recipe's dataset, in the order of its files.
+
+    A table of an older version does not list them; then a whole-image model that was trained on the dataset itself
+    says them, for it reads all of its channels.
+
+    Raises:
+        InputError: nothing says them, or a model reads a channel that the dataset does not have.
+    """
+    on_it = [n for n in models if recipe.models[n].region is None and recipe.models[n].dataset == recipe.dataset]
+    channels = list(table.channels or (models[on_it[0]].channels if on_it else ()))
+    if not channels:
+        raise InputError(
+            f"fusion.json of recipe {recipe.name} is of an older version and does not say which file holds which "
+            "channel; run `nnunet-ext train` for it again (it only selects)."
+        )
+    for name, model in models.items():
+        strange = [channel for channel in model.channels if channel not in channels]
+        if strange or len(set(model.channels)) < len(model.channels):
+            raise InputError(
+                f"model {name} reads {', '.join(model.channels)}, the dataset of recipe {recipe.name} has "
+                f"{', '.join(channels)}; every channel needs a name of its own there: convert and train anew."
+            )
+    return channels
+
+
+def _common_steps(
+    notes: Mapping[str, Mapping[str, Any]], reads: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
     """The preprocessing of the training images, which new images get as well.
+
+    Args:
+        notes: Model to the block ``nnunet_ext`` of its dataset.json; a channel that it does not list had no steps.
+        reads: Model to the channels that it reads.
 
     Raises:
         InputError: two models were trained on differently prepared images.
     """
-    found = {name: dict(note.get("preprocessing") or {}) for name, note in notes.items()}
     steps: dict[str, Sequence[str]] = {}
-    for name, own in found.items():
-        for channel, wanted in own.items():
+    for name, note in notes.items():
+        own = dict(note.get("preprocessing") or {})
+        for channel in dict.fromkeys([*reads[name], *own]):
+            wanted = own.get(channel, [])
             if steps.setdefault(channel, wanted) != wanted:
                 raise InputError(
                     f"model {name} was trained on {channel} after {', '.join(wanted) or 'nothing'}, another model "
                     f"after {', '.join(steps[channel]) or 'nothing'}; train them on the same dataset."
                 )
-    return steps
+    return {channel: wanted for channel, wanted in steps.items() if wanted}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,22 +24,30 @@ class InputCase:
     case: str
     channels: tuple[Path | None, ...]
 
-    def require_channels(self, names: Sequence[str]) -> tuple[Path, ...]:
-        """The files, all of them.
+    def require_channels(self, needed: Mapping[str, int]) -> tuple[Path, ...]:
+        """The files of some channels.
+
+        Args:
+            needed: Channel name to the number of its file.
 
         Raises:
             InputError: a channel is missing; it is named.
         """
-        missing = [f"{name} ({self.case}_{i:04d}.nii.gz)" for i, name in enumerate(names) if self.channels[i] is None]
+        found = {name: self.channels[number] for name, number in needed.items()}
+        missing = [f"{name} ({self.case}_{needed[name]:04d}.nii.gz)" for name, path in found.items() if path is None]
         if missing:
             raise InputError(
                 f"case {self.case} lacks channel {', '.join(missing)}; add the file or leave the case out."
             )
-        return tuple(path for path in self.channels if path is not None)
+        return tuple(path for path in found.values() if path is not None)
 
 
 def find_cases(folder: Path, channels: int) -> tuple[list[InputCase], dict[str, str]]:
     """Cases of a folder, and for every image file that is none the reason.
+
+    Args:
+        folder: Where they lie.
+        channels: How many channels the recipe's dataset has.
 
     Raises:
         InputError: no folder, or nothing in it that could be predicted.
@@ -53,7 +61,7 @@ def find_cases(folder: Path, channels: int) -> tuple[list[InputCase], dict[str, 
         if match and int(match["channel"]) < channels:
             found.setdefault(match["case"], {})[int(match["channel"])] = path
         elif match:
-            refused[path.name] = f"channel {match['channel']} is not known, the models have {channels}"
+            refused[path.name] = f"channel {match['channel']} is not known, the recipe's dataset has {channels}"
         elif path.name.endswith((".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")) and not path.name.startswith("."):
             refused[path.name] = "not named <case>_0000.nii.gz; rename (and compress) it"
     if not found and not refused:

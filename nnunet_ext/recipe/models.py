@@ -38,7 +38,7 @@ class LoadedModel:
     Args:
         predictor: nnU-Net's predictor with the weights of all folds.
         labels: Organ to label number of its maps.
-        digest: Of its checkpoints, for manifests.
+        digest: Of its checkpoints, plans and dataset.json, for manifests.
         channels: Names of the channels that it reads, in order.
     """
 
@@ -84,8 +84,10 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
 
     Raises:
         InputError: a file is missing or damaged, the plans name code that is not a network or describe one that
-            cannot be built, or the model was not trained on data in our canonical orientation.
+            cannot be built or that the weights do not fit, the device cannot be used, or the model was not trained on
+            data in our canonical orientation.
     """
+    _check_device(device)
     expose_trainers()
     plans, dataset_json = _description(folder / "plans.json"), _description(folder / "dataset.json")
     contents = [_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds]
@@ -107,26 +109,61 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
             determine_num_input_channels(manager, configuration, dataset_json),
             manager.get_label_manager(dataset_json).num_segmentation_heads,
             enable_deep_supervision=False,
-        ).to(predictor.device)
-    except (ValueError, TypeError) as error:  # what our networks say to keywords that they cannot use
+        )
+    except (ValueError, TypeError, RuntimeError) as error:  # what networks say to keywords that they cannot use
         raise InputError(
             f"{folder}/plans.json describes a network that cannot be built: {str(error).rstrip('.')}; copy the model "
             "again, or plan and train it anew."
         ) from error
     weights = [content["network_weights"] for content in contents]
-    network.load_state_dict(weights[0])
+    for fold, state in reversed(list(zip(folds, weights, strict=True))):  # the first fold's stay
+        _load_weights(network, state, folder / f"fold_{fold}" / CHECKPOINT)
+    _move(network, device, folder)
     predictor.manual_initialization(network, manager, configuration, weights, dataset_json, contents[0]["trainer_name"],
                                     contents[0]["inference_allowed_mirroring_axes"])  # fmt: skip
-    digest = "-".join(sha256_of(folder / f"fold_{fold}" / CHECKPOINT)[:16] for fold in folds)
+    files = ["plans.json", "dataset.json", *(f"fold_{fold}/{CHECKPOINT}" for fold in folds)]
+    digest = "-".join(sha256_of(folder / file)[:16] for file in files)
     names = dataset_json["channel_names"]
     channels = [names[number] for number in sorted(names, key=int)]
     return LoadedModel(predictor, label_numbers(dataset_json), digest, channels)
 
 
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no driver; a torch built without that device
+        raise InputError(
+            f"device {device} cannot be used here ({_first_line(error)}); predict with -device cpu, or mend the driver."
+        ) from error
+
+
+def _load_weights(network: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit the network that plans.json and dataset.json beside it describe "
+            f"({str(error).splitlines()[-1].strip().rstrip('.')}); copy the whole model again."
+        ) from error
+
+
+def _move(network: torch.nn.Module, device: str, folder: Path) -> None:
+    try:
+        network.to(device)
+    except RuntimeError as error:  # no memory left
+        raise InputError(
+            f"{folder} does not fit on device {device} ({_first_line(error)}); free it, or predict with -device cpu."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def _description(path: Path) -> dict[str, Any]:
     try:
         return dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
+    except (InputError, ValueError, TypeError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); copy the model again.") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.conversion.checks import read_checked_image
+from nnunet_ext.conversion.checks import check_spacing, check_values, read_checked_image
 from nnunet_ext.errors import BusyError, CasesFailedError, InputError, NnunetExtError
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json, write_json
@@ -23,6 +23,8 @@ from nnunet_ext.recipe.composed import Composed, Labels
 from nnunet_ext.recipe.inputs import InputCase, find_cases
 from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
 
+Files = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+"""One image file, or one per channel: in the order of the recipe's dataset, or by the channels' names."""
 FAILURES = (NnunetExtError, ValueError, OSError, RuntimeError, MemoryError)
 """What ends one case and not the run; BusyError, among them, ends the run."""
 
@@ -60,6 +62,40 @@ def predict_folder(composed: Composed, source: Path, output: Path, say: Callable
     if failed:
         listed = "\n  ".join(f"{name}: {cause}" for name, cause in sorted(failed.items()))
         raise CasesFailedError(f"{len(failed)} inputs failed, {len(cases)} cases were tried:\n  {listed}")
+
+
+def predict_image(
+    composed: Composed,
+    image: Files | NDArray[np.floating],
+    grid: Grid | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Labels, dict[str, Any]]:
+    """Contour one image in memory or from its files, with the checks and the result of ``predict_folder``.
+
+    Args:
+        composed: The loaded model.
+        image: One file, one per channel of ``composed.needed`` (in its order, or by name, where others may be there and
+            are not read), or an array of these channels.
+        grid: Of an array; a file has its own.
+        say: Receives the progress of slow preprocessing.
+
+    Shape:
+        image: (Z, Y, X), or (C, Z, Y, X) with the channels of ``composed.needed``.
+        returns: (Z, Y, X) label map on the grid of the image in the recipe's numbers, and the report.
+
+    Raises:
+        InputError: a channel is missing, or an image cannot be trusted.
+        ValueError: an array without its grid, or of another shape.
+    """
+    names = list(composed.needed)
+    if isinstance(image, np.ndarray):
+        images, grid, repairs = _checked(image, grid, names)
+    elif grid is not None:
+        raise ValueError("files have a grid of their own; give one beside an array only.")
+    else:
+        images, grid, repairs = _read(_paths(image, names), names)
+    labels, report = composed.predict(images, grid, say)
+    return labels, {"repairs": repairs, **report}
 
 
 @dataclass
@@ -118,7 +154,7 @@ class _Stream:
         if ready is None:
             return lambda: f"{case.case}: done before, kept"
         start = time.perf_counter()
-        labels, report = self.composed.predict(ready.images, ready.grid)
+        labels, report = self.composed.predict(ready.images, ready.grid, lambda line: self.say(f"{case.case}, {line}"))
         seconds = ready.seconds + time.perf_counter() - start
         entry = {"case": case.case, **ready.key}, {"repairs": ready.repairs, **report}
         return partial(_write_case, self.output, entry, labels, ready.grid, seconds)
@@ -160,11 +196,11 @@ def _one_ahead(
 def _read_case(composed: Composed, output: Path, case: InputCase) -> _Ready | None:
     """Hashed, and read and checked unless its outputs lie there already."""
     start = time.perf_counter()
-    paths = case.require_channels(composed.channels)
+    paths = case.require_channels(composed.needed)
     key = {"models": composed.digest, "inputs": [sha256_of(path) for path in paths]}
     if _is_done(output / f"{case.case}.json", output / f"{case.case}{FILE_ENDING}", key):
         return None
-    images, grid, repairs = _read(paths, composed.channels)
+    images, grid, repairs = _read(paths, list(composed.needed))
     return _Ready(key, images, grid, repairs, time.perf_counter() - start)
 
 
@@ -197,6 +233,37 @@ def _read(paths: Sequence[Path], channels: Sequence[str]) -> tuple[NDArray[np.fl
     return images[0][None] if len(images) == 1 else np.stack(images), first, repairs
 
 
+def _checked(
+    array: NDArray[np.floating], grid: Grid | None, names: Sequence[str]
+) -> tuple[NDArray[np.float32], Grid, list[str]]:
+    """An array as ``_read`` gives files."""
+    images = array[None] if array.ndim == 3 else array
+    if grid is None or images.shape != (len(names), *grid.shape):
+        raise ValueError(
+            f"the image has shape {array.shape}, its grid {'is not given' if grid is None else grid.shape}; expected "
+            f"the channels {', '.join(names)} along the first axis and their grid."
+        )
+    check_spacing(grid, "the image")
+    checked = [check_values(one.astype(np.float32), name, name) for one, name in zip(images, names, strict=True)]
+    return np.stack([one for one, _ in checked]), grid, [line for _, repairs in checked for line in repairs]
+
+
+def _paths(files: Files, names: Sequence[str]) -> list[Path]:
+    """One path per channel, in order."""
+    if isinstance(files, Mapping):
+        missing = [name for name in names if name not in files]
+        chosen: Iterable[str | Path] = [files[name] for name in names if name in files]
+    else:
+        chosen = [files] if isinstance(files, str | Path) else list(files)
+        missing = list(names) if len(chosen) != len(names) else []
+    if missing:
+        raise InputError(
+            f"{len(files) if not isinstance(files, str | Path) else 1} files are given, channel {', '.join(missing)} "
+            f"is missing or cannot be told; give one file for each of {', '.join(names)}, best by name."
+        )
+    return [Path(path) for path in chosen]
+
+
 def _withdraw(case: InputCase, output: Path) -> None:
     """Remove an earlier contour of a case that now fails: it may belong to another image."""
     for path in (output / f"{case.case}{FILE_ENDING}", output / f"{case.case}.json"):
@@ -208,7 +275,7 @@ def _is_done(report_path: Path, target: Path, key: dict[str, Any]) -> bool:
         return False
     try:
         entry = dict(read_json(report_path))
-    except (ValueError, TypeError):
+    except (InputError, ValueError, TypeError):
         return False
     return all(entry.get(k) == v for k, v in key.items()) and entry.get("output_sha256") == sha256_of(target)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nnunet_ext.geometry import Box, Grid
 from nnunet_ext.roi.border import Side, grown, touched_sides
 from nnunet_ext.roi.boxes import crop
-from nnunet_ext.roi.centre import MIN_VOXELS, Centre, body_box, centre_of, find_all
+from nnunet_ext.roi.centre import MIN_VOXELS, Centre, body_box, centre_of, find_all, mask_of
 from nnunet_ext.roi.chain import Chain, Located, chain_of, rung_name
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import pasted
@@ -20,7 +20,9 @@ from nnunet_ext.roi.region import CENTRE, Region, box_entry
 from nnunet_ext.roi.sides import Part, frame_labels, parts_of
 
 Labels = NDArray[np.integer]
-IN_REGION = "region"
+IN_REGION, MISSING = "region", "missing"
+NOWHERE = "outside the image"
+"""Rung of a region of which the image shows no place where it could lie."""
 APART_MM = 30.0
 """Our choice: two models that see an organ this far apart cannot both be right; a reader is told."""
 
@@ -67,7 +69,8 @@ class RegionalPrediction:
         region: What to cut.
         learned: Part to what its training cases taught.
         images: Channel name to (Z, Y, X), canonical frame, in the model's order.
-        anatomy: First channel of the recipe, in HU, for the box of the body.
+        anatomy: First channel of the recipe's dataset, in HU, for the box of the body; a region in the middle of the
+            image needs none.
         grid: Of the images.
         locators: Models that may find the centre, in the order to ask.
         predict: The network: (C, Z, Y, X) to a label map.
@@ -76,7 +79,7 @@ class RegionalPrediction:
     region: Region
     learned: Mapping[str, Learned]
     images: Mapping[str, NDArray[np.float32]]
-    anatomy: NDArray[np.float32]
+    anatomy: NDArray[np.float32] | None
     grid: Grid
     locators: Sequence[LocatorMap]
     predict: Callable[[NDArray[np.float32]], Labels]
@@ -95,6 +98,9 @@ class RegionalPrediction:
     def _part(self, part: Part) -> NDArray[np.uint8]:
         chain = self._chain(part)
         refused = dict(chain.refused)
+        if not chain.rungs:
+            self.report[part.name] = _nowhere(part, refused)
+            return np.zeros(self.grid.shape, dtype=np.uint8)
         tried: list[tuple[Located, Attempt]] = []
         for located in chain.rungs:
             tried.append((located, self._attempt(part, located)))
@@ -104,7 +110,7 @@ class RegionalPrediction:
             refused[located.rung] = "the region network found nothing there"
         else:
             located, attempt = tried[0]
-        organs = self._repair(part, attempt, chain)
+        organs, left_out = self._repair(part, attempt, chain)
         self.report[part.name] = {
             "rung": located.rung,
             **box_entry(attempt.box),
@@ -112,6 +118,7 @@ class RegionalPrediction:
             "grown": attempt.growths,
             "touches_border": bool(attempt.cut),
             "organs": organs,
+            "left_out_voxels": left_out,
             "models_apart_mm": round(chain.apart_mm(self.grid.spacing_mm), 1),
         }
         return attempt.labels
@@ -119,14 +126,16 @@ class RegionalPrediction:
     def _chain(self, part: Part) -> Chain:
         if self.region.source == CENTRE:
             return Chain([Located(Region.middle(self.grid), CENTRE)])
-        spacing = self.grid.spacing_mm
+        if self.anatomy is None:
+            raise ValueError("a region that follows the anatomy needs an image of it.")
+        spacing, learned = self.grid.spacing_mm, self.learned[part.name]
         found = {
             rung_name(i, seen.name): find_all(seen.labels, _numbers(seen, part.organs), spacing)
             for i, seen in enumerate(self.locators)
         }
         return chain_of(
-            found, self.learned[part.name].prior, self._landmarks(part), body_box(self.anatomy), spacing,
-            self.region.plausible_mm,
+            found, learned.prior, self._landmarks(part), body_box(self.anatomy), spacing, self.region.plausible_mm,
+            lambda located: self.region.is_in(self.grid, located, learned),
         )  # fmt: skip
 
     def _landmarks(self, part: Part) -> dict[str, Centre]:
@@ -166,49 +175,65 @@ class RegionalPrediction:
 
     # --- what the region could not give ------------------------------------------------------------------------------
 
-    def _repair(self, part: Part, attempt: Attempt, chain: Chain) -> dict[str, str]:
-        """Take organs that are cut off or missing from a whole-image model, and say of each where it comes from.
+    def _repair(self, part: Part, attempt: Attempt, chain: Chain) -> tuple[dict[str, str], dict[str, int]]:
+        """Take organs that are cut off or missing from a whole-image model.
 
         Of several such models the one counts that agrees best with the contour inside the region: a localiser that lost
         half of an organ must not win over one that has it whole.
+
+        Returns:
+            Organ to where it comes from, and organ to the voxels of that model that were not believed.
         """
-        origin = dict.fromkeys(part.organs, IN_REGION)
+        origin, left_out = dict.fromkeys(part.organs, IN_REGION), dict[str, int]()
         for organ in part.organs:
             number = frame_labels(self.region)[organ]
             mine = attempt.labels == number
             there = np.count_nonzero(mine) >= MIN_VOXELS
             if there and organ not in attempt.cut:
                 continue
-            others = self._whole_image(organ, chain)
+            others = self._whole_image(part, organ, chain)
             if others:
                 best = _closest(others, mine, attempt.box) if there else next(iter(others))
                 attempt.labels[mine] = 0
                 attempt.labels[others[best] & (attempt.labels == 0)] = number
                 origin[organ] = best
+                seen = next(seen for seen in self.locators if seen.name == best)
+                doubted = int(np.count_nonzero(seen.labels == seen.numbers[organ]) - np.count_nonzero(others[best]))
+                if doubted >= MIN_VOXELS:
+                    left_out[organ] = doubted
             else:
-                origin[organ] = IN_REGION if there else "missing"
-        return origin
+                origin[organ] = IN_REGION if there else MISSING
+        return origin, left_out
 
-    def _whole_image(self, organ: str, chain: Chain) -> dict[str, NDArray[np.bool_]]:
-        """An organ as the whole-image models see it whose centre was believed, in the order to ask."""
-        believed = {located.rung for located in chain.rungs}
-        masks = {
-            seen.name: np.isin(seen.labels, _numbers(seen, [organ]))
-            for i, seen in enumerate(self.locators)
-            if seen.whole_image and rung_name(i, seen.name) in believed
-        }
+    def _whole_image(self, part: Part, organ: str, chain: Chain) -> dict[str, NDArray[np.bool_]]:
+        """An organ as the whole-image models see it at the places that were believed, in the order to ask."""
+        believed = {located.rung: located for located in chain.rungs}
+        masks: dict[str, NDArray[np.bool_]] = {}
+        for i, seen in enumerate(self.locators):
+            located = believed.get(rung_name(i, seen.name))
+            if not seen.whole_image or organ not in seen.numbers or located is None or located.found is None:
+                continue
+            places = (located.found, *located.others)
+            there = mask_of(seen.labels, _numbers(seen, part.organs), places, self.grid.spacing_mm)
+            masks[seen.name] = there & (seen.labels == seen.numbers[organ])
         return {name: mask for name, mask in masks.items() if np.count_nonzero(mask) >= MIN_VOXELS}
 
 
 def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
     """What a reader of the contours must know about one entry of a region's report."""
     lines = []
+    why = "; ".join(f"{rung}: {reason}" for rung, reason in report["refused"].items())
+    if report["rung"] == NOWHERE:
+        return [f"region of {name}: {organ} was not looked for, {why}" for organ in report["organs"]]
     if report["rung"].startswith("fallback"):
-        why = "; ".join(f"{rung}: {reason}" for rung, reason in report["refused"].items())
         lines.append(f"region of {name}: organ not found, {report['rung']} ({why})")
+    elif why:
+        lines.append(f"region of {name}: {report['rung']}, with doubts ({why})")
+    for organ, count in report["left_out_voxels"].items():
+        lines.append(f"region of {name}: {count} voxels far from the usual place were not taken for {organ}")
     for organ, origin in report["organs"].items():
-        if origin == "missing":
-            lines.append(f"region of {name}: {organ} was found neither there nor in the whole image")
+        if origin == MISSING:
+            lines.append(f"region of {name}: {organ} was found neither there nor at a plausible place elsewhere")
         elif origin != IN_REGION:
             what = "touches its border" if report["touches_border"] else "is not in it"
             lines.append(f"region of {name}: {organ} {what}; its contour is that of the whole-image model {origin}")
@@ -219,6 +244,21 @@ def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
     if report["grown"]:
         lines.append(f"region of {name}: enlarged {report['grown']} times, a contour touched its border")
     return lines
+
+
+def _nowhere(part: Part, refused: Mapping[str, str]) -> dict[str, Any]:
+    """The report on a part whose region would lie outside the image wherever it were."""
+    return {
+        "rung": NOWHERE,
+        "start": None,
+        "stop": None,
+        "refused": dict(refused),
+        "grown": 0,
+        "touches_border": False,
+        "organs": dict.fromkeys(part.organs, MISSING),
+        "left_out_voxels": {},
+        "models_apart_mm": 0.0,
+    }
 
 
 def _closest(masks: Mapping[str, NDArray[np.bool_]], contour: NDArray[np.bool_], box: Box) -> str:

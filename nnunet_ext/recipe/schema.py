@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,14 @@ from nnunet_ext.planning.names import NETWORKS
 from nnunet_ext.planning.published import published as published_preset
 from nnunet_ext.roi.region import NO_MODEL, TRUTH, Region
 from nnunet_ext.settings import TrainerSettings, resolve_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nnunet_ext.geometry import Grid
+    from nnunet_ext.recipe.composed import Labels
+    from nnunet_ext.recipe.predict import Files
 
 PUBLISHED = "nnunet_ext.recipe.published"
 Kind = Literal["recipe", "study"]
@@ -219,6 +227,37 @@ class Recipe(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             raise InputError(faults_of(error, path)) from error
+
+    def predict(
+        self,
+        image: Files | NDArray[np.floating],
+        grid: Grid | None = None,
+        *,
+        folds: Sequence[int] | None = None,
+        device: str | None = None,
+        organs: Collection[str] | None = None,
+    ) -> tuple[Labels, dict[str, Any]]:
+        """Contour one image as ``nnunet-ext predict`` does.
+
+        Loads the models anew each time: for many images, load ``Composed`` once and call ``predict_image`` for each.
+
+        Args:
+            image: One file, or one per channel (in the order of the recipe's dataset, or by name), or an array.
+            grid: Of an array (Z, Y, X) or (C, Z, Y, X); a file has its own.
+            folds: Folds whose networks are averaged; None is the page's choice.
+            device: None is the recipe's.
+            organs: Organs to contour; None is all of the recipe.
+
+        Returns:
+            Label map (Z, Y, X) on the grid of the image in the recipe's numbers, and the report.
+
+        Raises:
+            InputError: the recipe was not trained, a channel is missing, or an image cannot be trusted.
+        """
+        from nnunet_ext.recipe.composed import Composed  # torch and nnU-Net: seconds
+        from nnunet_ext.recipe.predict import predict_image
+
+        return predict_image(Composed.load(self, folds, device, organs=organs), image, grid)
 
 
 def locators_of(model: Model) -> tuple[str, ...]:

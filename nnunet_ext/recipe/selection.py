@@ -28,7 +28,7 @@ from nnunet_ext.labels import swap_pairs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.pasting import paste_predictions, renumbered
-from nnunet_ext.roi.provenance import FILE_ENDING, label_numbers
+from nnunet_ext.roi.provenance import FILE_ENDING, ignore_number, label_numbers
 from nnunet_ext.roi.sides import frame_labels
 
 FUSED, NESTED = "fused", "fused (nested)"
@@ -47,6 +47,7 @@ class HeldOutCase:
         predictions: Model to (Z, Y, X) label map.
         contoured: Labels that were contoured in this case; None where that was not recorded.
         inside: Organ to the labels that count as part of it, such as the lens of an eye.
+        ignore: Number of the truth's voxels that nobody judged; None where the dataset has no such label.
     """
 
     case: str
@@ -56,6 +57,11 @@ class HeldOutCase:
     predictions: Mapping[str, Labels]
     contoured: Sequence[int] | None
     inside: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ignore: int | None = None
+
+    def judged(self, labels: Labels) -> Labels:
+        """A label map without what it says of voxels that nobody judged."""
+        return labels if self.ignore is None else np.where(self.truth == self.ignore, 0, labels)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,9 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
     present_file = places.raw / name / "present_labels.json"
     present = read_present(present_file) if present_file.exists() else {}
     back = {truth_labels[organ]: number for organ, number in numbers.items()}
+    unjudged = ignore_number(places.dataset_json(name))
+    ignore = None if unjudged is None else len(numbers) + 1
+    in_truth = back if unjudged is None else {**back, unjudged: len(numbers) + 1}
     for fold in recipe.folds:
         folders = {
             model: (prepare_full_frame(places, model, fold), model_labels(places, model)) for model in recipe.models
@@ -133,7 +142,7 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
                 for model, (folder, labels) in folders.items()
             }
             contoured = [back[v] for v in present[case] if v in back] if case in present else None
-            yield HeldOutCase(case, fold, grid, renumbered(truth, back), predictions, contoured, inside)
+            yield HeldOutCase(case, fold, grid, renumbered(truth, in_truth), predictions, contoured, inside, ignore)
 
 
 def prepare_full_frame(places: Places, model: str, fold: int) -> Path:
@@ -182,18 +191,21 @@ def _score_models(places: Places) -> tuple[list[Row], dict[str, float]]:
 
 
 def _rows(model: str, item: HeldOutCase, labels: Labels, organs: Mapping[str, int]) -> list[Row]:
-    scores = score_case(labels, item.truth, organs, item.grid.spacing_mm, item.contoured, inside=item.inside)
+    scores = score_case(labels, item.truth, organs, item.grid.spacing_mm, item.contoured, ignore=item.ignore,
+                        inside=item.inside)  # fmt: skip
     return [Row(model, item.fold, item.case, score) for score in scores]
 
 
 def _table(places: Places, owners: Mapping[str, str], volumes: Mapping[str, float]) -> FusionTable:
     recipe = places.recipe
+    channels = places.dataset_json(places.dataset_name(recipe.dataset))["channel_names"]
     return FusionTable(
         organs={organ: i for i, organ in enumerate(recipe.organs, 1)},
         owner=dict(owners),
         models={model: model_labels(places, model) for model in recipe.models},
         priority=default_priority(volumes, recipe.fusion.first),
         on_conflict=recipe.fusion.on_conflict,
+        channels=tuple(channels[number] for number in sorted(channels, key=int)),
     )
 
 
@@ -221,7 +233,7 @@ def _score_fused(
 def _count_confusion(
     total: dict[str, int], labels: Labels, item: HeldOutCase, pairs: Sequence[tuple[int, int]]
 ) -> None:
-    found = side_confusion(labels, item.truth, item.grid, pairs)
+    found = side_confusion(item.judged(labels), item.truth, item.grid, pairs)
     voxels = sum((c.left_on_right or 0) + (c.right_on_left or 0) for c in found)
     total["voxels"] += voxels
     total["cases"] += voxels > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from nnunet_ext.roi.centre import MIN_VOXELS
 GROWTH = 0.25
 """Our choice: a side that is touched moves out by a quarter of the region's edge; at least 10 mm."""
 MIN_GROWTH_MM = 10.0
+PART_SHARE = 0.2
+"""Our choice: a part of fewer voxels than this share of the largest one is a speck, not the other half of an organ."""
 
 Side = tuple[int, int]
 """Axis 0 to 2 (Z, Y, X), and 0 for its low or 1 for its high end."""
@@ -26,10 +29,11 @@ def inner_sides(box: Box, shape: Sequence[int]) -> list[Side]:
 
 
 def touched_sides(part: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> list[Side]:
-    """Inner sides of a region that an organ touches: its largest connected part, with 5 voxels or more on the side.
+    """Inner sides of a region that an organ touches: its largest connected part with as little as one voxel.
 
-    Specks elsewhere do not count: a network that is unsure leaves them at borders, and a region that grew for them
-    would only gather more.
+    A thin nerve runs out of a region through few voxels. Another part counts from 5 voxels on a side, if it holds a
+    fifth of the largest one's voxels. Smaller ones are specks: a network that is unsure leaves them at borders, and a
+    region that grew for them would only gather more.
 
     Args:
         part: The organ inside the region.
@@ -39,18 +43,25 @@ def touched_sides(part: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> li
     Shape:
         part: box.shape.
     """
-    sides = [side for side in inner_sides(box, shape) if _on_side(part, side) >= MIN_VOXELS]
+    sides = [side for side in inner_sides(box, shape) if _on_side(part, side).any()]
     if not sides:
         return []
     components, count = ndimage.label(part, structure=np.ones((3, 3, 3)))
-    largest = int(np.argmax(np.bincount(components.ravel(), minlength=count + 1)[1:])) + 1
-    main = components == largest
-    return [side for side in sides if _on_side(main, side) >= MIN_VOXELS]
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    needed = np.where(sizes >= PART_SHARE * sizes.max(), MIN_VOXELS, np.inf)
+    needed[np.argmax(sizes)] = 1
+
+    def touches(side: Side) -> bool:
+        there = np.bincount(_on_side(components, side).ravel(), minlength=count + 1)
+        return bool((there >= needed)[1:].any())
+
+    return [side for side in sides if touches(side)]
 
 
-def _on_side(part: NDArray[np.bool_], side: Side) -> int:
+def _on_side(part: NDArray[Any], side: Side) -> NDArray[Any]:
     axis, end = side
-    return int(np.count_nonzero(np.take(part, -end, axis=axis)))
+    return np.asarray(np.take(part, -end, axis=axis))
 
 
 def grown(box: Box, sides: Sequence[Side], spacing_mm: Sequence[float]) -> Box:

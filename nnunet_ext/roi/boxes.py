@@ -47,6 +47,11 @@ def paste(target: NDArray[Scalar], part: NDArray[Scalar], box: Box) -> NDArray[S
     return result
 
 
+def overlaps(box: Box, shape: Sequence[int]) -> bool:
+    """Whether any voxel of a box lies in a volume of that shape."""
+    return all(start < n and stop > 0 for start, stop, n in zip(box.start, box.stop, shape, strict=True))
+
+
 def kept_fraction(labels: NDArray[np.integer], box: Box, wanted: Sequence[int]) -> float:
     """Share of the voxels of some organs that lie inside a box, 0 to 1; NaN where the organs are absent."""
     total = int(np.isin(labels, wanted).sum())
@@ -55,10 +60,10 @@ def kept_fraction(labels: NDArray[np.integer], box: Box, wanted: Sequence[int]) 
 
 def _overlap(box: Box, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Slices of the overlap in the volume and in the box."""
+    if not overlaps(box, shape):
+        raise ValueError(f"the box {box.start}–{box.stop} lies outside the volume {tuple(shape)}.")
     low = [max(0, a) for a in box.start]
     high = [min(n, b) for n, b in zip(shape, box.stop, strict=True)]
-    if any(b <= a for a, b in zip(low, high, strict=True)):
-        raise ValueError(f"the box {box.start}–{box.stop} lies outside the volume {tuple(shape)}.")
     volume = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     part = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, box.start, strict=True))
     return volume, part

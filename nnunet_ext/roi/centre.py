@@ -56,37 +56,64 @@ def find_all(
     Returns:
         At most 5 places; none with fewer than 5 voxels.
     """
+    return list(_groups(*_components(labels, wanted), spacing_mm))
+
+
+def mask_of(
+    labels: NDArray[np.integer],
+    wanted: Sequence[int],
+    places: Sequence[Found],
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> NDArray[np.bool_]:
+    """Voxels of some organs that belong to given ones of the places that ``find_all`` gives, and to no other.
+
+    Shape:
+        labels: (Z, Y, X) label map.
+        returns: (Z, Y, X).
+    """
+    components, box = _components(labels, wanted)
+    groups = _groups(components, box, spacing_mm)
+    mask = np.zeros(labels.shape, dtype=bool)
+    mask[box] = np.isin(components, [number for place in places for number in groups.get(place, ())])
+    return mask
+
+
+def _components(labels: NDArray[np.integer], wanted: Sequence[int]) -> tuple[NDArray[np.integer], tuple[slice, ...]]:
+    """Connected components of some organs, numbered from 1, in the smallest box that holds them, and that box."""
     mask = _mask(labels, wanted)
     box = _extent(mask)
-    mask = mask[box]
-    if np.count_nonzero(mask) < MIN_VOXELS:
-        return []
-    components = ndimage.label(mask, structure=np.ones((3, 3, 3)))[0]
+    return ndimage.label(mask[box], structure=np.ones((3, 3, 3)))[0], box
+
+
+def _groups(
+    components: NDArray[np.integer], box: Sequence[slice], spacing_mm: Sequence[float]
+) -> dict[Found, list[int]]:
+    """Places, the most likely one first, and the numbers of the components that each consists of."""
     parts = [_part(components, number, where) for number, where in enumerate(ndimage.find_objects(components), 1)]
     parts = [part for part in parts if part.voxels >= MIN_VOXELS]  # specks are no organ
     if not parts:
-        return []
+        return {}
     centroids = np.array([part.centroid for part in parts])
     sizes = np.array([part.voxels for part in parts])
     corner = [side.start for side in box]
     left = sizes.copy()
-    places: list[Found] = []
-    while len(places) < MAX_PLACES and left.max() >= MIN_VOXELS:
+    groups: dict[Found, list[int]] = {}
+    while len(groups) < MAX_PLACES and left.max() >= MIN_VOXELS:
         main = int(np.argmax(left))
         distance_mm = np.linalg.norm((centroids - centroids[main]) * np.asarray(spacing_mm), axis=1)
         near = (distance_mm <= NEIGHBOUR_MM) & (left > 0)
         centre = np.average(centroids[near], axis=0, weights=sizes[near]) + corner
-        places.append(
-            _place(centre.tolist(), [part.box for part, close in zip(parts, near, strict=True) if close], corner)
-        )
+        own = [part for part, close in zip(parts, near, strict=True) if close]
+        groups[_place(centre.tolist(), [part.box for part in own], corner)] = [part.number for part in own]
         left[near] = 0
-    return places
+    return groups
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A connected component: its box in the array, and its voxels' number and centroid (z, y, x)."""
+    """A connected component: its number, its box in the array, how many voxels it has and their centroid (z, y, x)."""
 
+    number: int
     box: tuple[slice, ...]
     voxels: int
     centroid: tuple[float, ...]
@@ -98,7 +125,7 @@ def _part(components: NDArray[np.integer], number: int, box: tuple[slice, ...]) 
     voxels = int(np.count_nonzero(mask))
     counts = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     centroid = (side.start + float(n @ np.arange(len(n))) / voxels for side, n in zip(box, counts, strict=True))
-    return _Part(box, voxels, tuple(centroid))
+    return _Part(number, box, voxels, tuple(centroid))
 
 
 def _place(centre: Sequence[float], boxes: Sequence[tuple[slice, ...]], corner: Sequence[int]) -> Found:
@@ -144,10 +171,10 @@ def _mask(labels: NDArray[np.integer], wanted: Sequence[int]) -> NDArray[np.bool
 
 
 def _extent(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask; empty for an empty one."""
+    """The smallest box that holds a mask; the first voxel for an empty one."""
     flat = np.any(mask, axis=0)
     ends = [np.flatnonzero(seen) for seen in (np.any(mask, axis=(1, 2)), np.any(flat, axis=1), np.any(flat, axis=0))]
-    return tuple(slice(int(e[0]), int(e[-1]) + 1) if len(e) else slice(0, 0) for e in ends)
+    return tuple(slice(int(e[0]), int(e[-1]) + 1) if len(e) else slice(0, 1) for e in ends)
 
 
 def triple(values: Any) -> Centre:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -12,6 +12,7 @@ from nnunet_ext.roi.prior import SLACK, Prior, distance_mm
 LANDMARK, BODY = "fallback:landmark", "fallback:body"
 IN_BODY = "body"
 """The usual place in the body where that was asked for, because no model is to locate."""
+OUTSIDE = "the region there lies outside the image"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Located:
         rung: ``located``, ``fallback:<model>``, ``fallback:landmark``, ``fallback:body``, or what was asked for instead
             of a model: ``truth``, ``body``, ``centre``.
         found: The organ as the model sees it; None where only a place is known.
+        others: Further places of the same model that are as plausible, such as the next piece of a long organ.
     """
 
     centre: Centre
     rung: str
     found: Found | None = None
+    others: Sequence[Found] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Chain:
     """All centres that may be tried for a region, best first, and why others were passed over.
 
     Args:
-        rungs: Never empty; the last one is always a place that does not depend on any model.
+        rungs: The last one is a place that does not depend on any model; empty where the image shows none of them.
         refused: Rung name to the reason; also where only the largest of several parts was passed over.
     """
 
@@ -60,12 +63,14 @@ def chain_of(
     body: tuple[Centre, Centre],
     spacing_mm: Sequence[float],
     plausible_mm: float,
+    is_in_image: Callable[[Located], bool],
 ) -> Chain:
     """Order the centres of a region.
 
     A model's centre is refused when the organ is empty or tiny (``find_all`` gave nothing), or farther from the usual
     place than ``plausible_mm`` and than 1.25 times the farthest training patient; then the model's next largest part
-    counts. The usual place is that of the landmarks where any was found, else that in the body.
+    counts. The usual place is that of the landmarks where any was found, else that in the body. A place whose region
+    would lie outside the image is refused: the scan does not show it.
 
     Args:
         found: Rung name to the places that model found, most likely first; rungs in the order to try.
@@ -74,6 +79,7 @@ def chain_of(
         body: First and one-past-last voxel of the body.
         spacing_mm: Voxel size (Z, Y, X).
         plausible_mm: Distance from the usual place that is never too far.
+        is_in_image: Whether a part of the region around a place lies in the image.
     """
     seen = prior.from_landmarks(landmarks, spacing_mm)
     in_body = prior.from_body(body)
@@ -83,15 +89,17 @@ def chain_of(
     refused: dict[str, str] = {}
     for rung, places in found.items():
         off_mm = [distance_mm(place.centre, expected, spacing_mm) for place in places]
-        near = next((place for place, off in zip(places, off_mm, strict=True) if off <= limit_mm), None)
+        near = [place for place, off in zip(places, off_mm, strict=True) if off <= limit_mm]
         if not places:
             refused[rung] = "found nothing, or fewer than 5 voxels"
         elif off_mm[0] > limit_mm:
-            which = "" if near is None else "its largest part lies "
+            which = "its largest part lies " if near else ""
             refused[rung] = f"{which}{off_mm[0]:.0f} mm from the usual place, at most {limit_mm:.0f} mm are plausible"
-        if near is not None:
-            rungs.append(Located(near.centre, rung, near))
+        if near:
+            rungs.append(Located(near[0].centre, rung, near[0], near[1:]))
     if seen is not None:
         rungs.append(Located(seen, LANDMARK))
     rungs.append(Located(in_body, BODY if found else IN_BODY))
-    return Chain(rungs, refused)
+    shown = [located for located in rungs if is_in_image(located)]
+    refused |= {located.rung: OUTSIDE for located in rungs if located not in shown}
+    return Chain(shown, refused)

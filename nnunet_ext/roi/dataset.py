@@ -18,11 +18,12 @@ from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
 from nnunet_ext.io.orientation import to_lps
-from nnunet_ext.roi.boxes import crop, kept_fraction
+from nnunet_ext.roi.boxes import crop, kept_fraction, overlaps
 from nnunet_ext.roi.chain import Chain, Located, chain_of
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import renumbered
-from nnunet_ext.roi.provenance import FILE_ENDING, held_out_predictions, label_numbers
+from nnunet_ext.roi.provenance import FILE_ENDING, HeldOut, held_out_predictions, ignore_number, label_numbers, unproven
+from nnunet_ext.roi.raw_data import case_digests
 from nnunet_ext.roi.region import CENTRE, NO_MODEL, TRUTH, Region, box_entry
 from nnunet_ext.roi.retention import retention
 from nnunet_ext.roi.sides import Part, network_labels, parts_of
@@ -51,12 +52,14 @@ class _Source:
         channels: Number to name of the channels to keep, in their new order.
         labels: Organ to label number.
         cases: Its training cases.
+        ignore: Its ignore label; None where it has none.
     """
 
     folder: Path
     channels: Mapping[int, str]
     labels: Mapping[str, int]
     cases: Sequence[str] = field(default_factory=list)
+    ignore: int | None = None
 
     def read(self, case: str) -> _Case:
         """Everything that is cut from a case."""
@@ -101,7 +104,8 @@ def derive_dataset(
         channels: Names of the channels to keep, in their new order; None is all.
 
     Returns:
-        The content of ``regions.json``: boxes, rungs and kept fractions per case, retention per organ.
+        The content of ``regions.json``: boxes, rungs and kept fractions per case, retention per organ, and what the
+        source held (``made_from``), and ``warnings``.
 
     Raises:
         InputError: unknown organ, a case that a locator trained on, or unequal grids.
@@ -112,8 +116,13 @@ def derive_dataset(
         raise ValueError(f"the region names {(region.source, *region.fallback)}, got {len(locators)} locators.")
     source_json = read_json(source / "dataset.json")
     data = _open_source(source, source_json, region, channels)
+    made_from = case_digests(source)
     parts = parts_of(region)
-    surveys = _survey(data, parts, region, locators)
+    held_out = {
+        loc.name: held_out_predictions(loc.folder, loc.splits, data.cases, loc.validation, loc.origins)
+        for loc in locators
+    }
+    surveys = _survey(data, parts, region, locators, held_out)
     learned = _learned(surveys, parts, region, data)
     for leftover in (target / "imagesTr", target / "labelsTr"):  # of an interrupted derivation
         shutil.rmtree(leftover, ignore_errors=True)
@@ -126,6 +135,8 @@ def derive_dataset(
             _cut(data, content, target, part, region, surveys.get(case), own, entries)
     sidecar = {
         "source_dataset": source.name,
+        "made_from": made_from,
+        "warnings": [line for loc in locators for line in unproven(loc.folder, held_out[loc.name])],
         "region": region.model_dump(by_alias=True),
         "label_map": network_labels(region),
         "learned": {name: values.as_dict() for name, values in learned.items()},
@@ -149,17 +160,19 @@ def _open_source(
     if unknown:
         raise InputError(f"{folder.name} has no organ {', '.join(unknown)}; it has {', '.join(labels)}.")
     cases = sorted(p.name.removesuffix(FILE_ENDING) for p in (folder / "labelsTr").glob(f"*{FILE_ENDING}"))
-    return _Source(folder, _kept_channels(source_json, channels, folder), labels, cases)
+    return _Source(folder, _kept_channels(source_json, channels, folder), labels, cases, ignore_number(source_json))
 
 
-def _survey(data: _Source, parts: Sequence[Part], region: Region, locators: Sequence[Locator]) -> dict[str, Survey]:
+def _survey(
+    data: _Source,
+    parts: Sequence[Part],
+    region: Region,
+    locators: Sequence[Locator],
+    held_out: Mapping[str, Mapping[str, HeldOut]],
+) -> dict[str, Survey]:
     """Every case as it is known before cutting; nothing is needed for the middle of the image."""
     if region.source == CENTRE:
         return {}
-    held_out = {
-        loc.name: held_out_predictions(loc.folder, loc.splits, data.cases, loc.validation, loc.origins)
-        for loc in locators
-    }
     return {
         case: survey_case(
             data.channel(case, 0), *data.truth(case), parts, data.labels,
@@ -193,6 +206,7 @@ def _chain(part: Part, region: Region, survey: Survey, learned: Learned) -> Chai
     return chain_of(
         found, learned.prior, survey.others(part, seen=True), survey.body, survey.grid.spacing_mm,
         float("inf") if region.source == TRUTH else region.plausible_mm,
+        lambda located: region.is_in(survey.grid, located, learned),
     )  # fmt: skip
 
 
@@ -208,18 +222,28 @@ def _cut(
 ) -> None:
     """Write the region of one part of a case, and its jittered copies."""
     case, truth, grid = content.name, content.truth, content.grid
+    numbers = {data.labels[organ]: number for organ, number in part.organs.items()}
+    if data.ignore is not None:
+        numbers[data.ignore] = _ignore_after(network_labels(region))
     if survey is None or learned is None:
         chain = Chain([Located(Region.middle(grid), CENTRE)])
     else:
         chain = _chain(part, region, survey, learned)
+    if not chain.rungs:
+        raise InputError(
+            f"{data.folder.name}, case {case}: no place for the region of {', '.join(part.organs)} lies in the image "
+            f"({'; '.join(chain.refused.values())}); leave the case out."
+        )
     best = chain.rungs[0]
     unshifted = region.box(grid, best, learned)
     for name, shift in _shifts(f"{case}{part.suffix}", region):
         box = unshifted.shifted(shift)
+        if not overlaps(box, grid.shape):  # a jittered copy at the very edge
+            continue
         for new, (channel, image) in enumerate(content.images.items()):
             cut = part.seen(crop(image, box, region.padding(channel)))
             write_image(target / "imagesTr" / f"{name}_{new:04d}{FILE_ENDING}", cut, grid.cropped(box))
-        inside = renumbered(crop(truth, box), {data.labels[o]: number for o, number in part.organs.items()})
+        inside = renumbered(crop(truth, box), numbers)
         write_labels(target / "labelsTr" / f"{name}{FILE_ENDING}", part.seen(inside), grid.cropped(box))
         entries[name] = {
             "case": case,
@@ -232,6 +256,11 @@ def _cut(
             "locator": dict(survey.models.get(best.rung, {})) if survey else {},
             "kept": {organ: kept_fraction(truth, box, [data.labels[organ]]) for organ in part.organs},
         }
+
+
+def _ignore_after(labels: Mapping[str, int]) -> int:
+    """Number of the ignore label, which nnU-Net wants to be the highest."""
+    return 1 + max(labels.values())
 
 
 def _shifts(name: str, region: Region) -> list[tuple[str, tuple[int, ...]]]:
@@ -284,12 +313,16 @@ def _dataset_json(
     source: Mapping[str, Any], sidecar: Mapping[str, Any], channels: Mapping[int, str], count: int
 ) -> dict[str, Any]:
     kept = {key: source[key] for key in ("file_ending", "overwrite_image_reader_writer") if key in source}
-    steps = source.get("nnunet_ext", {}).get("preprocessing")
+    source_facts = source.get("nnunet_ext", {})
+    treated = {key: source_facts[key] for key in ("preprocessing", "crop", "fixed_slices") if source_facts.get(key)}
+    labels = {"background": 0, **sidecar["label_map"]}
+    if ignore_number(source) is not None:
+        labels["ignore"] = _ignore_after(sidecar["label_map"])
     summary = {key: sidecar[key] for key in ("source_dataset", "region", "label_map", "learned")}
     return {
         **kept,
         "channel_names": {str(i): name for i, name in enumerate(channels.values())},
-        "labels": {"background": 0, **sidecar["label_map"]},
+        "labels": labels,
         "numTraining": count,
-        "nnunet_ext": {**summary, "swap_pairs": [], **({"preprocessing": steps} if steps else {})},
+        "nnunet_ext": {**summary, "swap_pairs": [], **treated},
     }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Box, Grid
 from nnunet_ext.labels import partner
+from nnunet_ext.roi.boxes import overlaps
 from nnunet_ext.roi.centre import Centre
 from nnunet_ext.roi.chain import IN_BODY, Located
 from nnunet_ext.roi.learned import Learned
@@ -108,6 +109,10 @@ class Region(BaseModel):
         z0, y0, x0 = (low - m for low, m in zip(located.found.low, margin, strict=True))
         z1, y1, x1 = (high + m for high, m in zip(located.found.high, margin, strict=True))
         return Box((z0, y0, x0), (z1, y1, x1))
+
+    def is_in(self, grid: Grid, located: Located, learned: Learned | None) -> bool:
+        """Whether the box of a region lies in the image, at least with a part."""
+        return overlaps(self.box(grid, located, learned), grid.shape)
 
     def _shape(self, grid: Grid) -> tuple[int, int, int]:
         if self.size_vox is not None:

@@ -67,6 +67,16 @@ def test_predicting_with_an_untrained_recipe_says_what_to_run(folder: Path) -> N
     assert not (folder / "OUT").exists()
 
 
+def test_predicting_an_organ_that_the_recipe_does_not_have_names_those_it_has(folder: Path) -> None:
+    summary = folder / "results" / "recipes" / "drawn"
+    summary.mkdir(parents=True)
+    table = {"organs": {"Brainstem": 1}, "owner": {"Brainstem": "2d"}, "models": {"2d": {"Brainstem": 1}}}
+    (summary / "fusion.json").write_text(json.dumps({**table, "priority": ["Brainstem"]}))
+    message = run(folder, "predict", "drawn.yaml", "--organs", "Brainstem", "Cord", "-i", "IN", "-o", "OUT")
+    assert message == "nnunet-ext: Cord is no organ to contour; known are Brainstem.\n"
+    assert not (folder / "OUT").exists()
+
+
 def test_selecting_before_training_names_model_and_fold(folder: Path) -> None:
     assert "finishes model 2d, fold 0" in run(folder, "select", "drawn.yaml")
 

@@ -15,6 +15,7 @@ PAGE: dict[str, Any] = {
     "models": {"2d": {"Brainstem": 1, "Lens_L": 4}, "3d": {"Brainstem": 1, "Lens_L": 4}, "small": {"OpticChiasm": 1}},
     "priority": ["OpticChiasm", "Lens_L", "Brainstem"],
     "on_conflict": "priority",
+    "channels": ["T1w", "T2w"],
 }
 
 
@@ -23,6 +24,26 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
     table.save(tmp_path / "fusion.json")
     assert FusionTable.load(tmp_path / "fusion.json") == table
     assert table.as_dict() == PAGE
+
+
+def test_a_table_of_an_older_version_lists_no_channels() -> None:
+    assert FusionTable.from_dict({key: value for key, value in PAGE.items() if key != "channels"}).channels == ()
+
+
+def test_a_table_for_some_organs_keeps_their_numbers_owners_and_order() -> None:
+    table = FusionTable.from_dict(PAGE).only(["OpticChiasm", "Brainstem"])
+    assert table.organs == {"Brainstem": 1, "OpticChiasm": 8}
+    assert table.owners == ["3d", "small"]
+    assert table.priority == ["OpticChiasm", "Brainstem"]
+    assert table.channels == ("T1w", "T2w")
+
+
+@pytest.mark.parametrize(
+    ("organs", "message"), [(["Lens_L", "Cord"], "^Cord is no organ"), ([], "^nothing is no organ")]
+)
+def test_an_organ_that_the_table_does_not_have_is_refused_with_those_it_has(organs: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message + " to contour; known are Brainstem, Lens_L, OpticChiasm"):
+        FusionTable.from_dict(PAGE).only(organs)
 
 
 def test_owners_come_in_the_order_of_the_models_and_know_their_labels() -> None:
@@ -51,6 +72,8 @@ def test_owners_come_in_the_order_of_the_models_and_know_their_labels() -> None:
         ({"version": 2}, "version 2, this nnunet_ext reads 1"),
         ({"priority": None}, '"priority" is None, expected a list'),
         ({"owner": []}, '"owner" is .., expected an object'),
+        ({"channels": "CT"}, "\"channels\" is 'CT', expected a list"),
+        ({"channels": ["MR", "MR"]}, "a different name for each file"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused_in_one_sentence(change: dict[str, Any], message: str) -> None:

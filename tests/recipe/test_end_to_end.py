@@ -241,6 +241,34 @@ def test_a_prediction_that_is_killed_and_run_again_gives_identical_files(trained
     assert label_hashes(out) == label_hashes(trained.folder / "out")
 
 
+def test_some_organs_come_out_as_they_do_among_all_under_their_own_numbers(trained: World) -> None:
+    out = trained.folder / "some"
+    trained.run("nnunet-ext", "predict", trained.recipe, "--organs", "Parotid_L", "Parotid_R",
+                "-i", trained.dataset / "imagesTr", "-o", out)  # fmt: skip
+    for i in range(CASES):
+        some, everything = (read_labels(folder / f"p{i}.nii.gz")[0] for folder in (out, trained.folder / "out"))
+        assert set(np.unique(some)) <= {0, 2, 3}
+        np.testing.assert_array_equal(np.where(everything > 1, everything, 0)[everything != 1], some[everything != 1])
+        assert json.loads((out / f"p{i}.json").read_text())["organs"] == ["Parotid_L", "Parotid_R"]
+
+
+def test_python_gives_what_the_command_gives(trained: World) -> None:
+    image = trained.dataset / "imagesTr" / "p0_0000.nii.gz"
+    program = (
+        "import json, sys, numpy as np; from nnunet_ext.recipe.schema import Recipe; "
+        "labels, report = Recipe.load(sys.argv[1]).predict(sys.argv[2]); "
+        "np.save(sys.argv[3], labels); print(json.dumps(report))"
+    )
+    made = trained.folder / "python.npy"
+    command = [sys.executable, "-c", program, str(trained.recipe), str(image), str(made)]
+    done = subprocess.run(command, env=trained.environment, cwd=trained.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(made), read_labels(trained.folder / "out" / "p0.nii.gz")[0])
+    written, given = json.loads((trained.folder / "out" / "p0.json").read_text()), json.loads(done.stdout)
+    assert set(written) - set(given) == {"case", "models", "inputs", "output_sha256"}
+    assert {k: v for k, v in given.items() if k != "stages"} == {k: written[k] for k in given if k != "stages"}
+
+
 def test_a_folder_with_a_bad_case_ends_with_exit_code_3_and_the_good_case_comes_out(trained: World) -> None:
     mixed, out = trained.folder / "mixed", trained.folder / "mixed_out"
     mixed.mkdir()

@@ -18,7 +18,7 @@ def test_cases_follow_nnunets_names_and_come_sorted(tmp_path: Path) -> None:
     touch(tmp_path, "b_0000.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz", "notes.txt", ".hidden.nii")
     cases, refused = find_cases(tmp_path, 2)
     assert [case.case for case in cases] == ["a", "b"]
-    assert cases[0].require_channels(["CT", "MR"]) == (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz")
+    assert cases[0].require_channels({"CT": 0, "MR": 1}) == (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz")
     assert refused == {}
 
 
@@ -31,13 +31,20 @@ def test_a_missing_channel_0000_is_named_and_never_taken_from_0001(tmp_path: Pat
     (case,), refused = find_cases(touch(tmp_path, "a_0001.nii.gz"), 2)
     assert refused == {}
     with pytest.raises(InputError, match=r"case a lacks channel CT \(a_0000\.nii\.gz\)"):
-        case.require_channels(["CT", "MR"])
+        case.require_channels({"CT": 0, "MR": 1})
+
+
+def test_only_the_files_of_needed_channels_must_be_there_and_keep_their_numbers(tmp_path: Path) -> None:
+    (with_both, without), refused = find_cases(touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz"), 2)
+    assert refused == {}
+    assert with_both.require_channels({"T2w": 1}) == (tmp_path / "a_0001.nii.gz",)
+    assert without.require_channels({"T2w": 1}) == (tmp_path / "b_0001.nii.gz",)
 
 
 def test_a_channel_that_the_models_do_not_know_is_refused_by_name(tmp_path: Path) -> None:
     cases, refused = find_cases(touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz"), 1)
     assert [case.case for case in cases] == ["a"]
-    assert refused == {"a_0001.nii.gz": "channel 0001 is not known, the models have 1"}
+    assert refused == {"a_0001.nii.gz": "channel 0001 is not known, the recipe's dataset has 1"}
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a_0000.nii", "a.nii.gz", "a_00.nii.gz", "a.nrrd", "a.mha", "a.dcm"])

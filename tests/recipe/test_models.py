@@ -127,9 +127,41 @@ def test_a_model_gives_labels_on_the_grid_of_its_image(model: LoadedModel) -> No
 
 def test_a_model_knows_its_organs_and_hashes_the_weights_of_all_its_folds(model: LoadedModel, tmp_path: Path) -> None:
     assert model.labels == {"Parotid_L": 1, "Parotid_R": 2}
-    assert len(model.digest.split("-")) == 2
     other = load_model(write_model(tmp_path), [0], "cpu")
-    assert other.digest not in model.digest
+    assert len(model.digest.split("-")) == len(other.digest.split("-")) + 1
+    assert other.digest != load_model(write_model(tmp_path), [0], "cpu").digest  # other random weights
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_other_plans_or_labels_are_another_model(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "model")
+    before = load_model(folder, [0], "cpu").digest
+    assert load_model(folder, [0], "cpu").digest == before
+    content = json.loads((folder / name).read_text())
+    if name == "plans.json":  # the window
+        content["foreground_intensity_properties_per_channel"]["0"]["percentile_99_5"] = 300.0
+    else:
+        content["labels"] = {"background": 0, "Parotid_R": 1, "Parotid_L": 2}
+    (folder / name).write_text(json.dumps(content))
+    assert load_model(folder, [0], "cpu").digest != before
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_option_that_helps(tmp_path: Path) -> None:
+    device = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(InputError, match=rf"^device {device} cannot be used here \(.+\); predict with -device cpu"):
+        load_model(write_model(tmp_path / "model"), [0], device)
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_weights_that_do_not_fit_the_plans_are_refused_by_their_path(tmp_path: Path, fold: int) -> None:
+    folder = write_model(tmp_path / "model", folds=2)
+    path = folder / f"fold_{fold}" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    content["network_weights"] = dict(list(content["network_weights"].items())[:-1])
+    write_checkpoint(content, path)
+    message = refusal(folder, (0, 1))
+    assert message.startswith(f"{path} does not fit the network that plans.json and dataset.json beside it describe (")
+    assert "\n" not in message
 
 
 def test_the_network_sees_right_and_front_first_as_stock_hands_it_ras(

@@ -65,7 +65,8 @@ def test_a_well_located_region_gives_the_organ_bit_by_bit():
     np.testing.assert_array_equal(labels, truth())
     assert report == {
         "both": {"rung": "located", "start": [11, 20, 23], "stop": [19, 40, 45], "refused": {}, "grown": 0,
-                 "touches_border": False, "organs": {"Pituitary": "region"}, "models_apart_mm": 0.0}
+                 "touches_border": False, "organs": {"Pituitary": "region"}, "left_out_voxels": {},
+                 "models_apart_mm": 0.0}
     }  # fmt: skip
     assert region_warnings("small", report["both"]) == []
 
@@ -100,6 +101,39 @@ def test_a_larger_false_part_far_away_does_not_hide_the_organ():
     np.testing.assert_array_equal(result, truth())
     assert report["both"]["rung"] == "located"
     assert "its largest part lies" in report["both"]["refused"]["located"]
+    (warning,) = region_warnings("small", report["both"])
+    assert warning.startswith("region of small: located, with doubts (located: its largest part lies 49 mm")
+
+
+def test_a_false_part_that_was_refused_is_not_pasted_with_the_true_one():
+    blind = lambda parts: np.zeros(parts.shape[1:], np.uint8)  # noqa: E731
+    labels = truth()
+    labels[0:6, 45:60, 0:20] = 1  # larger than the organ, far off
+    result, report = predict(region(plausible_mm=40.0), found(labels), network=blind)
+    np.testing.assert_array_equal(result, truth())
+    assert report["both"]["organs"] == {"Pituitary": "2d"}
+    assert report["both"]["left_out_voxels"] == {"Pituitary": 1800}
+    warnings = region_warnings("small", report["both"])
+    assert "region of small: 1800 voxels far from the usual place were not taken for Pituitary" in warnings
+
+
+def test_a_smaller_false_part_that_is_left_out_is_told_too():
+    blind = lambda parts: np.zeros(parts.shape[1:], np.uint8)  # noqa: E731
+    labels = truth()
+    labels[0:2, 55:60, 0:10] = 1
+    result, report = predict(region(plausible_mm=40.0), found(labels), network=blind)
+    np.testing.assert_array_equal(result, truth())
+    assert report["both"]["left_out_voxels"] == {"Pituitary": 100}
+
+
+def test_both_plausible_pieces_of_an_organ_are_taken_from_the_whole_image():
+    blind = lambda parts: np.zeros(parts.shape[1:], np.uint8)  # noqa: E731
+    labels = truth()
+    labels[13:17, 25:31, 0:8] = 1  # 30 mm aside, in one place with the organ
+    labels[25:29, 5:10, 28:40] = 1  # a place of its own, 43 mm off
+    result, report = predict(region(), found(labels), network=blind)
+    np.testing.assert_array_equal(result, labels)
+    assert report["both"]["left_out_voxels"] == {}
 
 
 def test_a_plausible_but_wrong_centre_is_left_when_the_region_shows_nothing():
@@ -175,13 +209,46 @@ def test_a_refused_localiser_gives_no_contour_either():
     labels, report = predict(region(plausible_mm=40.0), seen, network=nothing)
     assert not labels.any()
     assert report["both"]["organs"] == {"Pituitary": "missing"}
-    assert "found neither there nor in the whole image" in " ".join(region_warnings("small", report["both"]))
+    assert "neither there nor at a plausible place elsewhere" in " ".join(region_warnings("small", report["both"]))
+
+
+@pytest.mark.parametrize("wide", [1, 4])
+def test_a_thin_nerve_that_runs_out_of_its_region_makes_it_grow(wide):
+    nerve = np.zeros(SHAPE, np.uint8)
+    nerve[14:15, 15:45, 33 : 33 + wide] = 1
+    labels, report = predict(region(), found(shifted()), image=nerve.astype(np.float32))
+    np.testing.assert_array_equal(labels, nerve)
+    assert report["both"]["grown"] >= 1
 
 
 def test_growing_can_be_switched_off():
     _, report = predict(region(grow_at_most=0), found(shifted(y=12)))
     assert report["both"]["grown"] == 0
     assert report["both"]["touches_border"]
+
+
+# --- an organ outside the field of view ------------------------------------------------------------------------------
+
+ABOVE = Landmark((150.0, 0.0, 0.0), 1.0)
+"""The organ lies 15 cm above the brain stem, which the drawn image (9 cm) does not reach."""
+
+
+def test_a_landmark_place_outside_the_image_is_passed_over():
+    learned = {"both": Learned(Prior((0.5, 0.5, 0.5), 2.0, {"Brainstem": ABOVE}, 2.0), (10.0,) * 3, (24.0,) * 3)}
+    labels, report = predict(region(), found(np.zeros(SHAPE, np.uint8)), learned=learned)
+    np.testing.assert_array_equal(labels, truth())
+    assert report["both"]["rung"] == "fallback:body"
+    assert report["both"]["refused"]["fallback:landmark"] == "the region there lies outside the image"
+
+
+def test_an_organ_of_which_no_place_lies_in_the_image_is_missing_and_said_why():
+    learned = {"both": Learned(Prior((4.0, 0.5, 0.5), 2.0, {"Brainstem": ABOVE}, 2.0), (10.0,) * 3, (24.0,) * 3)}
+    labels, report = predict(region(), found(np.zeros(SHAPE, np.uint8)), learned=learned)
+    assert not labels.any()
+    assert report["both"]["organs"] == {"Pituitary": "missing"}
+    (warning,) = region_warnings("small", report["both"])
+    assert warning.startswith("region of small: Pituitary was not looked for, located: found nothing")
+    assert "fallback:body: the region there lies outside the image" in warning
 
 
 # --- forms of a region -----------------------------------------------------------------------------------------------

@@ -105,7 +105,8 @@ class World:
         roots = [folder / name for name in ("raw", "preprocessed", "results")]
         self.places = Places(self.recipe, *roots)
         self.raw = self.places.raw / "Dataset011_Drawn"
-        self.write_json(self.raw / "dataset.json", {"labels": {"background": 0, **IN_DATASET}})
+        labels = {"background": 0, **IN_DATASET}
+        self.write_json(self.raw / "dataset.json", {"labels": labels, "channel_names": {"1": "T2w", "0": "T1w"}})
         splits = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
         self.write_json(self.raw / "splits_final.json", splits)
         for case in CASES:
@@ -161,6 +162,10 @@ def test_every_organ_goes_to_the_model_that_finds_it(world: World) -> None:
     assert table.organs == {"OpticChiasm": 1, "Parotid_L": 2, "Parotid_R": 3}
     assert table.models == {"2d": IN_DATASET, "3d": IN_DATASET, "small": {"OpticChiasm": 1}}
     assert FusionTable.load(world.places.fusion_table) == table
+
+
+def test_the_table_says_which_file_holds_which_channel_of_the_dataset(world: World) -> None:
+    assert world.select().channels == ("T1w", "T2w")
 
 
 def test_small_organs_win_conflicts_unless_the_recipe_says_who_is_first(tmp_path: Path, world: World) -> None:
@@ -363,3 +368,26 @@ def test_a_model_of_another_dataset_with_other_numbers_and_fewer_organs_takes_pa
     assert table.owner == {"OpticChiasm": "other", "Parotid_L": "2d", "Parotid_R": "2d"}
     assert table.models["other"] == {"OpticChiasm": 1}
     assert world.summary()["dsc"]["fused"] == dict.fromkeys(ORGANS, 1.0)
+
+
+def test_what_a_model_says_of_voxels_that_nobody_judged_does_not_count(tmp_path: Path) -> None:
+    def generous(case: str) -> Labels:
+        labels = truth(case)
+        labels[2:6, 4:12, 14:18] = IN_DATASET["Parotid_R"]  # on the left side, where the truth is not known
+        labels[2:6, 4:12, 6:10] = IN_DATASET["Parotid_R"]
+        return labels
+
+    world = World(tmp_path).validate({"2d": generous, "3d": generous, "small": perfect_region})
+    assert world.select()
+    assert world.dsc("2d", "Parotid_R")["a"] == 0.5
+    labels = {"background": 0, **IN_DATASET, "ignore": 4}
+    world.write_json(world.raw / "dataset.json", {"labels": labels, "channel_names": {"0": "CT"}})
+    for case in CASES:
+        labels = truth(case)
+        labels[2:6, 4:12, 6:10] = labels[2:6, 4:12, 14:18] = 4
+        write_labels(world.raw / "labelsTr" / f"{case}.nii.gz", labels, GRID)
+    table = world.select()
+    assert table.organs == {organ: number for number, organ in enumerate(ORGANS, 1)}
+    for name in ("2d", "fused", "fused (nested)"):
+        assert world.dsc(name, "Parotid_R") == dict.fromkeys(CASES, 1.0)
+    assert world.summary()["side_confusion"]["2d"] == {"voxels": 0, "cases": 0}

@@ -32,11 +32,14 @@ class Fake:
 
     hook: Callable[[int], None] = lambda number: None
     channels: Sequence[str] = ("CT",)
+    needed: dict[str, int] = field(default_factory=lambda: {"CT": 0})
     digest: str = "0123"
     recipe: Any = field(default_factory=lambda: SimpleNamespace(name="drawn"))
     table: Any = field(default_factory=lambda: SimpleNamespace(organs={"Brainstem": 1}))
 
-    def predict(self, images: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.integer], dict[str, Any]]:
+    def predict(
+        self, images: NDArray[np.float32], grid: Grid, say: Callable[[str], None]
+    ) -> tuple[NDArray[np.integer], dict[str, Any]]:
         number = int(images.max())
         self.hook(number)
         return np.full(grid.shape, number, np.uint8), {"warnings": []}

@@ -26,15 +26,22 @@ def test_every_side_is_seen_by_the_part_of_an_organ_on_it(slab, side):
     assert touched_sides(contour(slab), BOX, SHAPE) == [side]
 
 
-def test_fewer_than_5_voxels_on_a_side_cut_nothing_off():
-    assert touched_sides(contour(np.s_[0:3, 4:6, 4:6]), BOX, SHAPE) == []
+@pytest.mark.parametrize("nerve", [np.s_[0:8, 4:5, 4:5], np.s_[0:8, 4:5, 3:7]], ids=["one voxel", "1 × 4 voxels"])
+def test_a_thin_organ_that_runs_out_through_a_few_voxels_touches_the_side(nerve):
+    assert touched_sides(contour(nerve), BOX, SHAPE) == [(0, 0)]
 
 
 def test_specks_at_a_border_do_not_count_only_the_organ_itself_does():
     organ = contour(np.s_[3:7, 3:7, 3:7])
-    speck = contour(np.s_[0:1, 0:2, 0:4])
-    assert touched_sides(organ | speck, BOX, SHAPE) == []
+    speck = contour(np.s_[0:1, 4:6, 4:8])
+    assert touched_sides(organ | contour(np.s_[0:1, 8:10, 1:5]), BOX, SHAPE) == []
     assert touched_sides(speck, BOX, SHAPE) == [(0, 0)]
+
+
+@pytest.mark.parametrize(("wide", "sides"), [(2, []), (3, [(0, 0)])], ids=["4 voxels", "6 voxels"])
+def test_the_other_half_of_an_organ_counts_from_5_voxels_on_a_side(wide, sides):
+    half = contour(np.s_[5:9, 2:6, 2:6])
+    assert touched_sides(half | contour(np.s_[0:4, 2:4, 2 : 2 + wide]), BOX, SHAPE) == sides
 
 
 def test_a_contour_one_voxel_inside_touches_nothing():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunet_ext.roi.centre import body_box, centre_of, find, find_all
+from nnunet_ext.roi.centre import body_box, centre_of, find, find_all, mask_of
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -103,3 +103,17 @@ def test_parts_that_lie_apart_are_places_of_their_own_the_largest_first():
     assert [place.low for place in places] == [(20, 4, 4), (0, 2, 3)]
     assert find(labels, [1], SPACING_MM) == places[0]
     assert find_all(labels, [2], SPACING_MM) == []
+
+
+def test_a_place_has_the_voxels_of_its_components_and_no_others():
+    labels = drawn(np.s_[0:4, 2:5, 3:6], np.s_[4:6, 2:5, 3:6])  # two organs that touch
+    labels[20:26, 4:9, 4:9] = 1
+    labels[22:24, 12:14, 4:9] = 1  # near the largest part
+    labels[39, 22, 28] = 1
+    far, near = find_all(labels, [1, 2], SPACING_MM)
+    expected = np.zeros(labels.shape, bool)
+    expected[20:26] = labels[20:26] > 0
+    np.testing.assert_array_equal(mask_of(labels, [1, 2], [far], SPACING_MM), expected)
+    np.testing.assert_array_equal(mask_of(labels, [1, 2], [far, near], SPACING_MM)[:39], labels[:39] > 0)
+    assert not mask_of(labels, [1, 2], [near, far], SPACING_MM)[39].any()
+    assert not mask_of(labels, [1, 2], [], SPACING_MM).any()

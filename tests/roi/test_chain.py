@@ -14,9 +14,9 @@ def at(z: float, y: float, x: float) -> Found:
     return Found((z, y, x), (int(z), int(y), int(x)), (int(z) + 1, int(y) + 1, int(x) + 1))
 
 
-def chain(found, prior=PLAIN, landmarks=None, plausible_mm=60.0):
+def chain(found, prior=PLAIN, landmarks=None, plausible_mm=60.0, is_in_image=lambda located: True):
     places = {rung: [] if one is None else one if isinstance(one, list) else [one] for rung, one in found.items()}
-    return chain_of(places, prior, landmarks or {}, BOX, SPACING_MM, plausible_mm)
+    return chain_of(places, prior, landmarks or {}, BOX, SPACING_MM, plausible_mm, is_in_image)
 
 
 def rungs(result) -> list[str]:
@@ -70,6 +70,25 @@ def test_a_smaller_part_in_a_plausible_place_wins_over_a_larger_one_elsewhere():
     assert rungs(result) == ["located", BODY]
     assert result.rungs[0].centre == (21, 52, 50)
     assert result.refused["located"].startswith("its largest part lies 80 mm from the usual place")
+
+
+def test_every_other_plausible_part_of_a_model_stays_known_and_no_implausible_one():
+    near, next_piece, far = at(20, 50, 50), at(20, 50, 95), at(20, 50, 130)
+    (located, _) = chain({"located": [near, far, next_piece]}).rungs
+    assert (located.found, list(located.others)) == (near, [next_piece])
+
+
+def test_a_place_whose_region_lies_outside_the_image_is_refused():
+    shown = lambda located: located.rung != LANDMARK  # noqa: E731
+    result = chain({"located": None}, KNOWING, {"Brainstem": (20.0, 90.0, 50.0)}, is_in_image=shown)
+    assert rungs(result) == [BODY]
+    assert result.refused[LANDMARK] == "the region there lies outside the image"
+
+
+def test_where_the_image_shows_no_place_at_all_nothing_is_left_to_try():
+    result = chain({"located": None}, is_in_image=lambda located: False)
+    assert result.rungs == []
+    assert set(result.refused) == {"located", BODY}
 
 
 def test_where_no_model_was_to_locate_the_body_is_no_fallback():

@@ -121,6 +121,14 @@ def test_labels_are_numbered_in_the_order_of_the_regions_organs(source, tmp_path
     np.testing.assert_array_equal(part, np.array([0, 2, 0, 1])[truth])
 
 
+def test_what_was_done_to_the_scans_of_the_source_is_known_of_its_regions(source, tmp_path):
+    facts = {"preprocessing": {"CT": ["remove_couch"]}, "crop": {"to": "liver", "margin_mm": 10}, "fixed_slices": 72}
+    write_json(source / "dataset.json", {**read_json(source / "dataset.json"), "nnunet_ext": {**facts, "name": "x"}})
+    derive_dataset(source, tmp_path / "out", region(copies=0), SPLITS)
+    noted = read_json(tmp_path / "out" / "dataset.json")["nnunet_ext"]
+    assert {key: noted.get(key) for key in (*facts, "name")} == {**facts, "name": None}
+
+
 def test_the_dataset_json_is_one_that_nnunet_accepts(source, tmp_path):
     derive_dataset(source, tmp_path / "out", region(copies=1), SPLITS)
     derived = read_json(tmp_path / "out" / "dataset.json")
@@ -373,6 +381,30 @@ def test_only_the_channels_asked_for_are_cut_and_renumbered(source, tmp_path):
         derive_dataset(source, tmp_path / "other", region(), SPLITS, channels=["PET"])
 
 
+def test_a_landmark_place_outside_the_image_is_passed_over(source, tmp_path):
+    splits = [{"train": [c for c in CASES if c != case], "val": [case]} for case in CASES]
+    folder = tmp_path / "results" / "Trainer__Plans__2d"
+    write_json(folder / "dataset.json", {"labels": {"background": 0, **MODEL_ORGANS}})
+    for fold, case in enumerate(CASES):
+        labels = predicted(fold)
+        if case == "a":  # no chiasm; it lies above the pituitary, which is seen in the lowest slices
+            labels = np.zeros(SHAPE, np.uint8)
+            labels[0:2, 10:13, 10:13] = MODEL_ORGANS["Pituitary"]
+        write_labels(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", labels, drawn(fold)[2])
+        (folder / f"fold_{fold}" / "checkpoint_final.pth").write_text(f"weights of fold {fold}")
+    wanted = region(("OpticChiasm",), source="2d", size_mm=(3.0, 1.0, 1.0), copies=2)
+    sidecar = derive_dataset(source, tmp_path / "out", wanted, splits, [Locator("2d", folder, splits)])
+    entry = sidecar["cases"]["a"]
+    assert entry["rung"] == "fallback:body"
+    assert entry["refused"]["fallback:landmark"] == "the region there lies outside the image"
+
+
+def test_a_case_that_shows_no_place_for_the_region_is_named(source, tmp_path, model, monkeypatch):
+    monkeypatch.setattr(Region, "is_in", lambda self, grid, located, learned: False)
+    with pytest.raises(InputError, match=r"Dataset101_Drawn, case a: no place for the region of .* leave the case out"):
+        located(source, tmp_path / "out", model)
+
+
 # --- either side, landmarks, and proof -------------------------------------------------------------------------------
 
 
@@ -474,3 +506,55 @@ def test_what_was_not_contoured_in_a_case_is_not_contoured_in_its_regions(source
 def test_a_source_without_a_list_of_contoured_organs_gives_none(source, tmp_path):
     derive_dataset(source, tmp_path / "out", region(copies=0), SPLITS)
     assert not (tmp_path / "out" / "present_labels.json").exists()
+
+
+@pytest.mark.parametrize("sides", [False, True])
+def test_what_nobody_judged_stays_the_highest_label_of_the_regions(source, tmp_path, sides):
+    described = read_json(source / "dataset.json")
+    labels = {"background": 0, "Lens_L": 1, "Lens_R": 2} if sides else {"background": 0, **ORGANS}
+    write_json(source / "dataset.json", {**described, "labels": {**labels, "ignore": 3 if sides else 4}})
+    for case in CASES:
+        path = source / "labelsTr" / f"{case}.nii.gz"
+        drawn_labels, grid = read_labels(path)
+        drawn_labels[drawn_labels == (3 if sides else 1)] = 3 if sides else 4
+        write_labels(path, drawn_labels, grid)
+    organs = ("Lens_L", "Lens_R") if sides else ("Pituitary", "OpticChiasm")
+    how = {"flip_right": sides, "copies": 1, "size_vox": (12, 30, 30)}
+    derive_dataset(source, tmp_path / "out", region(organs, **how), SPLITS)
+    ignore = 2 if sides else 3
+    assert read_json(tmp_path / "out" / "dataset.json")["labels"]["ignore"] == ignore
+    for path in (tmp_path / "out" / "labelsTr").iterdir():
+        part, _ = read_labels(path)
+        assert (part == ignore).any()
+        assert part.max() == ignore
+
+
+def test_a_dataset_without_an_ignore_label_gets_none(source, tmp_path):
+    derive_dataset(source, tmp_path / "out", region(), SPLITS)
+    assert "ignore" not in read_json(tmp_path / "out" / "dataset.json")["labels"]
+
+
+# --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def test_a_trainer_that_noted_its_cases_proves_them_and_a_stock_one_is_warned_of(source, model, tmp_path):
+    for fold, split in enumerate(SPLITS[:1]):
+        write_json(model / f"fold_{fold}" / "cases.json", {"train": split["train"], "val": split["val"]})
+    warnings = located(source, tmp_path / "out", model)["warnings"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Trainer__Plans__2d, fold 1: out-of-fold not provable, trained by a trainer")
+    assert read_json(tmp_path / "out" / SIDECAR)["warnings"] == warnings
+    write_json(model / "fold_1" / "cases.json", {"train": SPLITS[1]["train"], "val": SPLITS[1]["val"]})
+    assert located(source, tmp_path / "proven", model)["warnings"] == []
+
+
+def test_folds_that_changed_after_a_stock_training_are_refused(source, model, tmp_path):
+    swapped = [{"train": ["b", "d"], "val": ["a", "c"]}, {"train": ["a", "c"], "val": ["b", "d"]}]
+    locators = [Locator("2d", model, swapped)]
+    with pytest.raises(InputError, match=r"fold_0/validation holds predictions of b, which the fold does not hold out"):
+        derive_dataset(source, tmp_path / "out", region(source="2d"), swapped, locators)
+    assert not (tmp_path / "out").exists()
+
+
+def test_regions_without_a_model_have_nothing_to_prove(source, tmp_path):
+    assert derive_dataset(source, tmp_path / "out", region(), SPLITS)["warnings"] == []
