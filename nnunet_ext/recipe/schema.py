@@ -64,6 +64,12 @@ class Planning(BaseModel):
     normalization: str | None = None
     window_hu: tuple[float, float] | None = None
 
+    @model_validator(mode="after")
+    def _memory_is_read(self) -> Planning:
+        if self.preset == "cpu" and self.gpu_gb is not None:
+            raise ValueError("gpu_gb has no meaning with preset cpu; remove one of the two")
+        return self
+
     @field_validator("network")
     @classmethod
     def _known_network(cls, network: str) -> str:
