@@ -1,7 +1,6 @@
 """What must be true of an image or a label map before anybody trains on it or predicts from it.
 
-Each check names the file, what was expected, what came and what to do. ``check_image`` and
-``read_checked_image`` are the same at conversion and at prediction time.
+Each check names the file, what was expected, what came and what to do; conversion and prediction make the same ones.
 """
 
 from __future__ import annotations
@@ -30,15 +29,6 @@ MAX_HU = 30_000.0
 """Above every extended-scale CT (metal reaches some 20 000), below an unsigned wrap of negative values."""
 SPACING_RANGE_MM = (0.1, 20.0)
 """Our choice: what scanners and planning systems write, from micro-CT to thick localisers."""
-
-
-def check_image(path: Path, modality: str) -> None:
-    """Say why an image must not be used; see ``read_checked_image``, which also returns it.
-
-    Raises:
-        InputError: any of the checks fails.
-    """
-    read_checked_image(path, modality)
 
 
 def read_checked_image(path: Path, modality: str, stored: Stored = "hu") -> tuple[NDArray[np.float32], Grid, list[str]]:

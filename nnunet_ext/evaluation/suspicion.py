@@ -91,11 +91,6 @@ def unusual(values: ArrayLike, least_spread: float) -> NDArray[np.float64]:
     return (numbers - centre) / spread if spread > 0 else np.zeros_like(numbers)
 
 
-def suspicious_cases(rows: Sequence[Finding]) -> list[str]:
-    """Cases by their most suspicious contour."""
-    return list(dict.fromkeys(row.case for row in rows))
-
-
 def csv_text(rows: Sequence[Finding]) -> str:
     """One line per contour, in the order given, with its rank."""
     names = [field.name for field in fields(Finding)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nnunet_ext.conversion.checks import (
-    check_image,
     check_spacing,
     check_values,
     read_checked_image,
@@ -23,7 +22,7 @@ def _saved(draw, tmp_path: Path, change=None, **how) -> Path:
 
 def _refusal(path: Path, modality: str = "CT") -> str:
     with pytest.raises(InputError) as caught:
-        check_image(path, modality)
+        read_checked_image(path, modality)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -89,7 +88,7 @@ def test_header_without_spacing_is_refused(draw, tmp_path):
 
 
 def test_one_millimetre_with_an_orientation_is_accepted(draw, tmp_path):
-    check_image(_saved(draw, tmp_path, spacing_mm=(1.0, 1.0, 1.0)), "CT")
+    read_checked_image(_saved(draw, tmp_path, spacing_mm=(1.0, 1.0, 1.0)), "CT")
 
 
 def test_padding_below_air_is_clipped_and_recorded(draw, tmp_path):

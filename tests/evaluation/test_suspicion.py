@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from nnunet_ext.evaluation.suspicion import Finding, csv_text, ranked, recall, suspicious_cases, unusual
+from nnunet_ext.evaluation.suspicion import Finding, csv_text, ranked, recall, unusual
 
 
 def found(case: str, organ: str, assd_mm: float, weight: float = float("nan")) -> Finding:
@@ -24,7 +24,7 @@ def test_a_distance_is_judged_beside_its_own_organ():
 def test_a_low_quality_weight_makes_all_contours_of_a_case_suspicious():
     rows = [found(f"case_{i}", "GTV", 2.0 + 0.1 * i, weight=1.0 + 0.01 * i) for i in range(10)]
     rows[3] = found("case_3", "GTV", 2.3, weight=0.05)
-    assert suspicious_cases(ranked(rows))[0] == "case_3"
+    assert ranked(rows)[0].case == "case_3"
 
 
 def test_a_high_weight_is_no_excuse_for_a_far_contour():
