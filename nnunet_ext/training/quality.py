@@ -39,8 +39,9 @@ CLIP = 12
 class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     """Trains with weights: a second network (QAM) learns from the losses which contours deserve less trust.
 
-    Use it where contours come from many hands and some are wrong, too large, too small or shifted, in either direction.
-    If most cases are wrong in the same way, no weighting that is driven by losses can find the right minority. The
+    Use it where contours come from many hands and up to half are grossly wrong, too large, too small or shifted, in
+    either direction. Errors no larger than the network's own it cannot tell from right contours, and mistakes dilated
+    for right ones; if most cases are wrong, no weighting that is driven by losses can find the right minority. The
     first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %; patches with less
     than 100 labelled voxels keep weight 1. The QAM sees image and contours, never a previous segmentation, and is not
     needed for prediction. Validation losses are unweighted. ``quality_weights.csv`` beside the checkpoints lists the
