@@ -36,7 +36,7 @@ class QualitySettings(BaseModel):
             burn_in they have it at once.
         driver: By what the QAM judges a sample: its own "loss" (as published), "displacement" (mean distance of the
             boundaries, mm, over organs) or "readiness" (the same of the organs that are known by now, each relative
-            to its running mean).
+            to its running mean; a patch with an organ that is not keeps weight 1).
         ready_dice: Soft Dice, of the better quarter of its recent contours, from which an organ is known well enough to
             judge contours by it. Too high, and nothing ever competes; the log says so.
         min_foreground: Labelled voxels in a patch that competes; all others keep weight 1. 0 lets every patch compete.

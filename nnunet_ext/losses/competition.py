@@ -115,7 +115,7 @@ class Competition:
         self.drive: Callable[[Samples], torch.Tensor] = {
             "loss": lambda samples: samples.loss,
             "displacement": lambda samples: samples.displacement.nanmean(1),
-            "readiness": lambda samples: self.readiness.driver(samples.displacement),
+            "readiness": lambda samples: self.readiness.driver(samples.displacement, samples.labelled),
         }[driver]
         self.memory = ScoreMemory(memory)
         self.cases = CaseMemory() if case_memory else None

@@ -52,10 +52,20 @@ class Readiness:
         """(C,) bool, the organs that count now."""
         return self.dice > self.known
 
-    def driver(self, displacement: torch.Tensor) -> torch.Tensor:
-        """Mean over the organs that count of their displacement relative to the usual; (N, C) to (N,), NaN if none."""
+    def driver(self, displacement: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+        """Mean over the organs that count of their displacement relative to the usual.
+
+        A sample with an organ that is not known yet has none: judged by its other organs it could lose its weight, and
+        the organ would never be learnt.
+
+        Shape:
+            displacement, labelled: (N, C), mm and voxels.
+            returns: (N,), NaN where there is none.
+        """
         usual = self.displacement.clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.where(self.ready, displacement / usual, torch.nan).nanmean(1)
+        driver = torch.where(self.ready, displacement / usual, torch.nan).nanmean(1)
+        unknown = ((labelled > 0) & ~self.ready).any(1)
+        return torch.where(unknown, torch.nan, driver)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Recent Dices and running means, for a checkpoint."""

@@ -35,19 +35,31 @@ def test_the_limit_can_be_lowered():
 
 
 def test_nothing_counts_before_anything_was_seen():
-    assert Readiness(2).driver(column(1.0, 2.0)).isnan().all()
+    assert Readiness(2).driver(column(1.0, 2.0), column(9.0, 9.0)).isnan().all()
 
 
 def test_displacements_are_relative_to_their_running_mean_so_that_no_organ_drowns_the_others():
-    driver = after([0.9, 0.9], [10.0, 1.0]).driver(torch.cat([column(10.0, 2.0), column(20.0, 1.0)]))
+    driver = after([0.9, 0.9], [10.0, 1.0]).driver(
+        torch.cat([column(10.0, 2.0), column(20.0, 1.0)]), torch.full((2, 2), 9.0)
+    )
     assert driver.tolist() == pytest.approx([1.5, 1.5])
 
 
 def test_organs_that_do_not_count_or_are_absent_are_left_out():
     readiness = after([0.9, 0.9, 0.1], [2.0, 4.0, 1.0])
-    driver = readiness.driver(torch.cat([column(4.0, NAN, 9.0), column(NAN, NAN, 9.0)]))
+    displacement = torch.cat([column(4.0, NAN, 9.0), column(NAN, NAN, 9.0)])
+    driver = readiness.driver(displacement, torch.cat([column(9.0, 0.0, 0.0), column(0.0, 0.0, 0.0)]))
     assert driver[0].item() == pytest.approx(2)
     assert driver[1].isnan()
+
+
+def test_a_sample_with_an_organ_that_is_not_known_yet_is_not_judged_by_the_others():
+    """Else it could lose its weight by them, and the organ would never be learnt."""
+    readiness = after([0.9, 0.1], [2.0, 1.0])
+    displacement = torch.cat([column(4.0, 9.0), column(4.0, 9.0)])
+    driver = readiness.driver(displacement, torch.cat([column(50.0, 50.0), column(50.0, 0.0)]))
+    assert driver[0].isnan()
+    assert driver[1].item() == pytest.approx(2)  # falsely predicted there, but nobody drew it
 
 
 def test_the_running_displacement_keeps_ninety_five_hundredths_of_the_old():
@@ -97,11 +109,13 @@ def test_a_patch_without_the_organ_says_nothing_about_it():
 
 
 def test_a_perfect_segmentation_drives_nothing_and_breaks_nothing():
-    assert after([1.0], [0.0]).driver(column(0.0)).tolist() == [0.0]
+    assert after([1.0], [0.0]).driver(column(0.0), column(9.0)).tolist() == [0.0]
 
 
 def test_continues_from_its_state():
     first, second = after([0.9, 0.5], [2.0, 1.0]), Readiness(2)
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first.driver(column(3.0, 3.0)), second.driver(column(3.0, 3.0)))
+    assert torch.equal(
+        first.driver(column(3.0, 3.0), column(9.0, 0.0)), second.driver(column(3.0, 3.0), column(9.0, 0.0))
+    )
     assert torch.equal(first.dice, second.dice)
