@@ -24,6 +24,7 @@ from nnunet_ext.conversion.splits import held_out_cases, patient_splits
 from nnunet_ext.conversion.treatment import Say, facts_of, treat_case, treatment_as_json
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.io.atomic import write_json
 from nnunet_ext.io.nifti import write_labels, write_voxels
 from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
@@ -214,7 +215,7 @@ def _write_sidecars(
     splits = patient_splits({record.identifier: record.patient for record in training}, folds, seed)
     if splits:
         write_json(folder / "splits_final.json", splits)
-    write_json(folder / "present_labels.json", {r.identifier: list(r.contoured) for r in records if r.has_labels})
+    write_json(folder / PRESENT_FILE, {r.identifier: list(r.contoured) for r in records if r.has_labels})
     inside = {case: cause.replace(str(source.folder) + os.sep, "") for case, cause in failed.items()}
     report = report_of(source, records, inside, splits)
     write_json(folder / "conversion_report.json", report)

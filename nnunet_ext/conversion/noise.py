@@ -161,6 +161,8 @@ def link(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(os.path.relpath(path.resolve(), target.parent.resolve()))
+    except FileExistsError:  # a copy would follow the link that is there and overwrite another file
+        raise
     except OSError:
         shutil.copy2(path, target)
 

@@ -63,8 +63,9 @@ class Readiness:
             returns: (N,), NaN where there is none.
         """
         usual = self.displacement.clamp(min=torch.finfo(torch.float64).tiny)
-        driver = torch.where(self.ready, displacement / usual, torch.nan).nanmean(1)
-        unknown = ((labelled > 0) & ~self.ready).any(1)
+        ready = self.ready
+        driver = torch.where(ready, displacement / usual, torch.nan).nanmean(1)
+        unknown = ((labelled > 0) & ~ready).any(1)
         return torch.where(unknown, torch.nan, driver)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

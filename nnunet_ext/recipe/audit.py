@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.contact_sheet import Tile, draw_contact_sheet
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.overlay import WINDOW_HU
@@ -23,7 +23,6 @@ SHEET, TABLE = "audit.png", "audit.csv"
 WORST = 12
 FORGOTTEN = 0.5
 """Our choice: share of an organ's median volume from which a prediction without a contour is worth a line."""
-NAMED = 5
 
 
 def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Finding]:
@@ -82,10 +81,9 @@ def forgotten(drawn_ml: Mapping[str, Sequence[float]], found_ml: Mapping[str, Ma
         usual = float(np.median([v for v in drawn_ml.get(organ, ()) if v > 0] or [np.inf]))
         seen = sorted(case for case, volume in by_case.items() if volume >= FORGOTTEN * usual)
         if seen:
-            more = f" and {len(seen) - NAMED} more" if len(seen) > NAMED else ""
             lines.append(
                 f"not contoured, but the model sees it: {organ} in {len(seen)} of {len(by_case)} cases without a "
-                f"contour ({', '.join(seen[:NAMED])}{more})"
+                f"contour ({some_of(seen)})"
             )
     return lines
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, DatasetOrgans, read_organs, read_present
+from nnunet_ext.evaluation.dataset import DatasetOrgans, read_organs
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json
@@ -22,6 +22,7 @@ from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.selection import held_out_cases
 from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions, unproven
+from nnunet_ext.roi.raw_data import contoured_in
 
 Mask = NDArray[np.bool_]
 
@@ -64,7 +65,7 @@ def pairs_of_model(folder: Path, say: Callable[[str], None]) -> Iterator[HeldOut
         raise InputError(f"{SPLITS_FILE} of {dataset.name} is missing; an audit needs the folds of the training.")
     splits = _finished(folder, splits, say)
     cases = sorted({case for split in splits for case in split["val"]})
-    present = read_present(dataset / PRESENT_FILE) if (dataset / PRESENT_FILE).exists() else {}
+    present = contoured_in(dataset)
     weights = {c: w for fold in range(len(splits)) for c, w in held_out_weights(folder / f"fold_{fold}").items()}
     is_ct = described["channel_names"]["0"].upper() == "CT"
     groups = {name: [label] if isinstance(label, int) else list(label) for name, label in organs.organs.items()}

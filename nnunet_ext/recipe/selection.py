@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import contained_organs, read_present
+from nnunet_ext.evaluation.dataset import contained_organs
 from nnunet_ext.evaluation.laterality import side_confusion
 from nnunet_ext.evaluation.metrics import OrganScore, inner_labels, score_case
 from nnunet_ext.evaluation.report import summarise
@@ -29,6 +29,7 @@ from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.pasting import paste_predictions, renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, ignore_number, label_numbers
+from nnunet_ext.roi.raw_data import contoured_in
 from nnunet_ext.roi.sides import frame_labels
 
 FUSED, NESTED = "fused", "fused (nested)"
@@ -123,8 +124,7 @@ def held_out_cases(places: Places) -> Iterator[HeldOutCase]:
     if missing:
         raise InputError(f"{name} has no organ {', '.join(missing)}; it has {', '.join(truth_labels)}.")
     inside = inner_labels(contained_organs(places.dataset_json(name), truth_labels), numbers)
-    present_file = places.raw / name / "present_labels.json"
-    present = read_present(present_file) if present_file.exists() else {}
+    present = contoured_in(places.raw / name)
     back = {truth_labels[organ]: number for organ, number in numbers.items()}
     unjudged = ignore_number(places.dataset_json(name))
     ignore = None if unjudged is None else len(numbers) + 1

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
@@ -23,7 +23,7 @@ from nnunet_ext.roi.chain import Chain, Located, chain_of
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, HeldOut, held_out_predictions, ignore_number, label_numbers, unproven
-from nnunet_ext.roi.raw_data import case_digests
+from nnunet_ext.roi.raw_data import case_digests, contoured_in
 from nnunet_ext.roi.region import CENTRE, NO_MODEL, TRUTH, Region, box_entry
 from nnunet_ext.roi.retention import retention
 from nnunet_ext.roi.sides import Part, network_labels, parts_of
@@ -145,7 +145,7 @@ def derive_dataset(
     }
     write_json(target / SIDECAR, sidecar)
     write_json(target / "splits_final.json", inherited_splits(splits, entries))
-    present = _contoured(source / PRESENT_FILE, entries, parts, data.labels)
+    present = _contoured(source, entries, parts, data.labels)
     if present:
         write_json(target / PRESENT_FILE, present)
     write_json(target / "dataset.json", _dataset_json(source_json, sidecar, data.channels, len(entries)))
@@ -288,10 +288,10 @@ def inherited_splits(splits: Splits, entries: Mapping[str, Mapping[str, Any]]) -
 
 
 def _contoured(
-    path: Path, entries: Mapping[str, Mapping[str, Any]], parts: Sequence[Part], labels: Mapping[str, int]
+    source: Path, entries: Mapping[str, Mapping[str, Any]], parts: Sequence[Part], labels: Mapping[str, int]
 ) -> dict[str, list[int]]:
     """Region to its contoured labels, for cases whose contoured labels the source lists."""
-    listed = read_present(path) if path.exists() else {}
+    listed = contoured_in(source)
     organs = {part.name: part.organs for part in parts}
     return {
         name: [number for organ, number in organs[entry["part"]].items() if labels[organ] in listed[entry["case"]]]

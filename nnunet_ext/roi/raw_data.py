@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.errors import some_of
 from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
 
 GZIP_END = 8
 """Bytes: a gzip stream ends with the CRC-32 and the length of its content (RFC 1952, section 2.3.1)."""
-NAMED = 5
 
 
 def digest_of(content: Any) -> str:
@@ -72,6 +72,4 @@ def _size_and_checksum(path: Path) -> tuple[int, str]:
 
 def changed_cases(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Names of the cases that differ, for a message; empty where none does."""
-    changed = sorted(case for case in {*before, *now} if before.get(case) != now.get(case))
-    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-    return ", ".join(changed[:NAMED]) + more
+    return some_of(sorted(case for case in {*before, *now} if before.get(case) != now.get(case)))
