@@ -281,6 +281,8 @@ def predict_way(recipe: Recipe, table: FusionTable, raw: Path, cases: Sequence[s
             way.stages.setdefault(name, []).append(stage["seconds"])
         for entry in report["regions"].values():
             way.rungs[entry["rung"]] += 1
+            if entry["start"] is None:  # no place inside the image was found
+                continue
             middle = (np.asarray(entry["start"]) + entry["stop"]) / 2 - 0.5
             centre = np.argwhere(truth == ORGANS[TINY]).mean(axis=0)
             way.off_mm.append(float(np.linalg.norm((middle - centre) * grid.spacing_mm)))

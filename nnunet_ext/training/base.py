@@ -21,6 +21,7 @@ from nnunet_ext.training.checkpoint import is_latest, plain, previous_of, read_w
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.plateau import PlateauScheduler, plateau_after
 from nnunet_ext.training.present import PresentLabels
+from nnunet_ext.training.progress import PacedPlot
 
 RANK_STRIDE = 100_003
 """Distance between the seeds of two ranks; more than any number of epochs."""
@@ -68,6 +69,8 @@ class nnUNetTrainerExt(PresentLabels):
             self.configuration_manager.configuration["batch_size"] = self.settings.batch_size
         if self.device.type == "cpu" and self.settings.cpu_threads is not None:
             torch.set_num_threads(self.settings.cpu_threads)
+        self.progress_plot = PacedPlot(self.logger.plot_progress_png)
+        self.logger.plot_progress_png = self.progress_plot
         self.print_to_log_file(f"nnunet_ext settings: {self.settings.model_dump_json()}")
 
     # --- the same numbers every time ---------------------------------------------------------------------------------
@@ -292,9 +295,10 @@ class nnUNetTrainerExt(PresentLabels):
             self.grad_scaler.load_state_dict(content["grad_scaler_state"])
 
     def on_train_end(self) -> None:
-        """As stock; the fall-back of ``checkpoint_latest`` goes with it."""
+        """As stock; the fall-back of ``checkpoint_latest`` goes with it, and ``progress.png`` is of the last epoch."""
         super().on_train_end()
         if self.local_rank == 0:
+            self.progress_plot.finish(self.output_folder)
             previous_of(Path(self.output_folder, "checkpoint_latest.pth")).unlink(missing_ok=True)
 
 
