@@ -17,6 +17,9 @@ Driver: TypeAlias = Literal["loss", "displacement", "readiness"]
 MEMORY = 0.95
 """Share of the old in the running mean of the answers, per step."""
 
+ENOUGH = 8
+"""Samples of a step that are enough to compete without remembered ones; our choice."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -44,8 +47,10 @@ class Samples:
 
     def rows(self) -> torch.Tensor:
         """(N, 4 + 4 C), double precision, on the CPU."""
-        columns = [getattr(self, field.name).detach().cpu().double() for field in fields(self)]
-        return torch.cat([column.reshape(len(column), -1) for column in columns], 1)
+        case, *columns = (getattr(self, field.name).detach() for field in fields(self))
+        wide = at_least_single(self.loss)
+        numbers = torch.cat([column.reshape(len(column), -1).to(wide) for column in columns], 1).cpu()  # one transfer
+        return torch.cat([case.cpu().double()[:, None], numbers.double()], 1)
 
     @classmethod
     def of_rows(cls, rows: torch.Tensor) -> Samples:
@@ -67,12 +72,14 @@ class Outcome:
         score: (N,), NaN where the QAM was not asked.
         driver: (N,), NaN where there is none.
         comparable: (N,) bool, samples with enough foreground.
+        competed: (N,) bool, those of them that had a driver and an answer.
     """
 
     verdict: Verdict
     score: torch.Tensor
     driver: torch.Tensor
     comparable: torch.Tensor
+    competed: torch.Tensor
 
 
 class Competition:
@@ -88,10 +95,11 @@ class Competition:
         centre: Whether ``ā`` is the running mean of the answers that compete, or 0 (as published). What all answers
             have in common changes no softmax, so nothing holds it: they drift together to where tanh is flat, all
             weights are equal there, and no gradient leads back.
-        driver: "loss", "displacement" (mean over organs, mm) or "readiness" (see Readiness).
+        driver: "loss", "displacement" (mean over organs, mm) or "readiness" (see Readiness), with which a sample that
+            shows an organ that is not known yet may gain weight, but not lose any.
         ready_dice: Soft Dice above which an organ counts for "readiness".
         min_foreground: Labelled voxels that a sample needs to be comparable.
-        memory: Earlier samples to compete with; 0 is none.
+        memory: Earlier samples to compete with where fewer than 8 of a step do; 0 is none.
         case_memory: Whether a sample's score is averaged with the running one of its case.
     """
 
@@ -115,8 +123,11 @@ class Competition:
         self.drive: Callable[[Samples], torch.Tensor] = {
             "loss": lambda samples: samples.loss,
             "displacement": lambda samples: samples.displacement.nanmean(1),
-            "readiness": lambda samples: self.readiness.driver(samples.displacement, samples.labelled),
+            "readiness": lambda samples: self.readiness.driver(
+                samples.displacement, samples.both, samples.predicted, samples.labelled
+            ),
         }[driver]
+        self.protects = driver == "readiness"
         self.memory = ScoreMemory(memory)
         self.cases = CaseMemory() if case_memory else None
 
@@ -143,23 +154,29 @@ class Competition:
         comparable = samples.foreground >= self.min_foreground
         if strength is None:
             verdict = Verdict(torch.ones_like(samples.loss), torch.zeros_like(samples.loss))
-            return Outcome(verdict, samples.answer, driver, comparable)
+            return Outcome(verdict, samples.answer, driver, comparable, torch.zeros_like(comparable))
         competes = comparable & driver.isfinite() & samples.answer.isfinite()
         if self.centre and bool(competes.any()):
             self._move_mean(float(samples.answer[competes].mean()))
         score = self.score(samples.answer, strength).double()
-        remembered = self.memory.entries()
-        verdict = compete(
+        few = self.memory.size > 0 and int(competes.sum()) < ENOUGH
+        remembered = self.memory.entries() if few else None
+        weights, pull = compete(
             score if self.cases is None else self.cases.joined(samples.case, score),
             driver,
             competes,
-            remembered=torch.stack([self.score(remembered[:, 0], strength), remembered[:, 1]], 1),
-            limits=LIMITS if self.memory.size > 0 else None,
+            remembered=None
+            if remembered is None
+            else torch.stack([self.score(remembered[:, 0], strength), remembered[:, 1]], 1),
+            limits=LIMITS if few else None,
         )
+        if self.protects:
+            unknown = self.readiness.shows_unknown(samples.labelled)
+            weights = torch.where(unknown, weights.clamp(min=1), weights)
         self.memory.push(samples.answer[competes], driver[competes])
         if self.cases is not None:
             self.cases.update(samples.case[competes], score[competes])
-        return Outcome(verdict, score, driver, comparable)
+        return Outcome(Verdict(weights, pull), score, driver, comparable, competes)
 
     def _move_mean(self, value: float) -> None:
         self.mean = value if self.mean is None else MEMORY * self.mean + (1 - MEMORY) * value

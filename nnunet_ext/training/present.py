@@ -104,6 +104,14 @@ class PresentLabels(nnUNetTrainer):
             self._absent = {case: absent for case, absent in heads.items() if any(absent)}
         return self._absent
 
+    @property
+    def head_names(self) -> list[str]:
+        """What the network's heads are called, the background included where they share a softmax."""
+        manager = self.label_manager
+        names = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
+        heads = manager.foreground_regions if manager.has_regions else manager.all_labels
+        return [names[_as_tuple(head)] for head in heads]
+
     def absent_organs(self, heads: Mapping[str, list[bool]]) -> dict[str, set[tuple[int, ...]]]:
         """Case to its absent organs, each as a tuple of labels."""
         manager = self.label_manager
@@ -151,11 +159,11 @@ class PresentLabels(nnUNetTrainer):
         if width is None:
             yield
             return
-        absent = torch.tensor([row or [False] * width for row in rows], device=self.device)
+        absent = torch.tensor([row or [False] * width for row in rows])
         regions = self.label_manager.has_regions
-        batch["target"] = _each(batch["target"], absent.cpu(), regions)
+        batch["target"] = _each(batch["target"], absent, regions)
         network = self.network
-        self.network = PresentOnly(network, absent, regions=regions)
+        self.network = PresentOnly(network, absent.to(self.device), regions=regions)
         try:
             yield
         finally:
@@ -184,11 +192,8 @@ class PresentLabels(nnUNetTrainer):
         known = self.absent_in_cases()
         lacking = Counter(i for case in train for i, gone in enumerate(known.get(case, [])) if gone)
         if lacking:
-            names = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
-            heads = self.label_manager.foreground_regions if self.label_manager.has_regions else (
-                self.label_manager.all_labels
-            )  # fmt: skip
-            listed = ", ".join(f"{names[_as_tuple(heads[i])]} in {count}" for i, count in sorted(lacking.items()))
+            names = self.head_names
+            listed = ", ".join(f"{names[i]} in {count}" for i, count in sorted(lacking.items()))
             self.print_to_log_file(f"Not contoured, so not background either: {listed} of {len(train)} training cases.")
 
 

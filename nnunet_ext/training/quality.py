@@ -26,11 +26,8 @@ from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
 from nnunet_ext.training.quality_files import LATEST, PREVIOUS, is_trained, quality_file, read_quality, write_quality
 from nnunet_ext.training.quality_gather import gather_rows
 from nnunet_ext.training.quality_held_out import case_answer, write_held_out
-from nnunet_ext.training.quality_journal import CASES_CSV, Journal, write_rows
+from nnunet_ext.training.quality_journal import CASES_CSV, CaseTable, Journal
 from nnunet_ext.training.quality_samples import Answer, case_number, label_channels, measured, per_sample_loss
-
-LARGE_STEP = 8
-"""Samples per optimiser step from which they are enough to compete without remembered ones; our choice."""
 
 CLIP = 12
 """nnU-Net's limit of the gradient's norm, for each of the two networks."""
@@ -39,14 +36,15 @@ CLIP = 12
 class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     """Trains with weights: a second network (QAM) learns from the losses which contours deserve less trust.
 
-    Use it where contours come from many hands and up to half are grossly wrong, too large, too small or shifted, in
-    either direction. Errors no larger than the network's own it cannot tell from right contours, and mistakes dilated
-    for right ones; if most cases are wrong, no weighting that is driven by losses can find the right minority. The
-    first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %; patches with less
-    than 100 labelled voxels keep weight 1. The QAM sees image and contours, never a previous segmentation, and is not
-    needed for prediction. Validation losses are unweighted. ``quality_weights.csv`` beside the checkpoints lists the
-    weights of the cases by epoch, 1 being that of plain training; the log warns when weights follow size. Everything is
-    adjustable under ``quality`` of the settings. The training loss of the log is unweighted too, so that it compares.
+    Use it where contours come from many hands and up to half are grossly wrong, too large, too small or shifted.
+    Contours are judged by the middle one of their organ, so it may be three quarters as long as they are wrong in both
+    directions; if most are wrong in the same, no weighting that is driven by losses can find the right minority. The
+    first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %. Patches with less
+    than 100 labelled voxels keep weight 1, and patches with an organ that the network does not know yet lose none. The
+    QAM sees image and contours, never a previous segmentation, and is not needed for prediction. Validation losses are
+    unweighted. ``quality_weights.csv`` beside the checkpoints lists the weights of the cases by epoch, 1 being that of
+    plain training; the log warns when weights follow size. Everything is adjustable under ``quality`` of the settings.
+    The training loss of the log is unweighted too, so that it compares.
 
     The loss is nnU-Net's, but its Dice is per sample even where the plans have batch_dice (2D), because it is samples
     that have weights. So the control with equal weights is this trainer with ``"quality": {"burn_in": 1, "ramp": 1}``;
@@ -72,6 +70,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     gather: Gather = staticmethod(alone)
     processes = 1
     journal: Journal
+    case_table: CaseTable
     qam_trained = False
     """Whether the QAM has had a step in which samples competed; before, its answers are noise."""
 
@@ -88,14 +87,13 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         if not self.weighs or self.qam is not None:
             return
         s = self.settings.quality
-        per_step = s.accumulate * self.configuration_manager.batch_size
-        memory = s.memory if per_step < LARGE_STEP else 0
-        if per_step + memory == 1:
+        if s.accumulate * self.configuration_manager.batch_size + s.memory == 1:
             raise InputError(
                 "a batch of 1 has nothing to compete with; set quality.memory or quality.accumulate in the plans, or "
                 "a larger batch_size."
             )
         self.per_sample_loss = per_sample_loss(self.settings.loss, self.label_manager, self.loss)
+        self.case_table = CaseTable(Path(self.output_folder, CASES_CSV))
         self.competition = Competition(
             self._organs,
             bound=s.lambda_,
@@ -104,7 +102,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             driver=s.driver,
             ready_dice=s.ready_dice,
             min_foreground=s.min_foreground,
-            memory=memory,
+            memory=s.memory,
             case_memory=s.case_memory,
         )
         self.qam = self._build_qam().to(self.device)
@@ -268,21 +266,24 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         if not self.weighs or self.local_rank != 0 or self.cases is None:
             return
         summary = self.journal.summary()
-        for line in (summary, *summary.warnings(), *self.unready()):
+        for line in (summary, *summary.warnings(), *self.unknown_organs()):
             self.print_to_log_file(line)
         names = {case_number(case): case for case in self.cases["train"]}
-        rows = self.journal.rows(self.current_epoch, names)
-        write_rows(Path(self.output_folder, CASES_CSV), self.current_epoch, rows)
+        self.case_table.add(self.current_epoch, self.journal.rows(self.current_epoch, names))
 
-    def unready(self) -> list[str]:
-        """A warning where samples should compete by now, and no organ is known well enough to judge them by."""
+    def unknown_organs(self) -> list[str]:
+        """Where samples should compete by now, the organs that are not known well enough to judge contours by them."""
         s, readiness = self.settings.quality, self.competition.readiness
         begun = (self.current_epoch + 1) / self.num_epochs > s.burn_in
-        if s.driver != "readiness" or not begun or s.burn_in == 1 or bool(readiness.ready.any()):
+        if s.driver != "readiness" or not begun or s.burn_in == 1 or bool(readiness.ready.all()):
             return []
-        found = ", ".join(f"{float(dice):.2f}" for dice in readiness.dice)
+        organs = self.head_names[-self._organs :]
+        numbers = zip(organs, readiness.dice.tolist(), readiness.ready.tolist(), strict=True)
+        listed = ", ".join(f"{organ} {dice:.2f}" for organ, dice, ready in numbers if not ready)
+        if bool(readiness.ready.any()):
+            return [f"Quality: not known yet, so samples that show them do not lose weight: {listed}"]
         return [
-            f"WARNING: every sample keeps weight 1, because no organ's soft Dice ({found}, upper quartile) is "
+            f"WARNING: every sample keeps weight 1, because no organ's soft Dice ({listed}; upper quartile) is "
             f"above quality.ready_dice {s.ready_dice}; lower it, or train longer."
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +28,11 @@ ENOUGH = 20
 
 
 class Summary(NamedTuple):
-    """Weights of the comparable samples of an epoch.
+    """Weights of an epoch; all but the first number are of the samples that competed.
 
     Args:
-        samples: How many.
+        samples: How many were comparable.
+        competed: How many of them competed; the others have weight 1.
         mean: Of the weights, 1 in plain training.
         largest: Weight.
         effective: ``(Σ w)² / Σ w²``, the number of equally weighted samples that average out as much.
@@ -40,6 +41,7 @@ class Summary(NamedTuple):
     """
 
     samples: int
+    competed: int
     mean: float
     largest: float
     effective: float
@@ -47,15 +49,17 @@ class Summary(NamedTuple):
     volume: float
 
     def __str__(self) -> str:
+        if not self.competed:
+            return f"Quality: none of {self.samples} comparable samples competed, all have weight 1"
         return (
-            f"Quality: {self.samples} comparable samples, weight mean {self.mean:.2f}, largest {self.largest:.2f}, "
-            f"effective samples {self.effective:.1f}; rank correlation of weight with foreground fraction "
-            f"{self.foreground:.2f}, with volume relative to the organ's median {self.volume:.2f}"
+            f"Quality: {self.competed} of {self.samples} comparable samples competed, weight mean {self.mean:.2f}, "
+            f"largest {self.largest:.2f}, effective samples {self.effective:.1f}; rank correlation of weight with "
+            f"foreground fraction {self.foreground:.2f}, with volume relative to the organ's median {self.volume:.2f}"
         )
 
     def warnings(self) -> list[str]:
         """What looks like a collapse, where there are samples enough to say so."""
-        if self.samples < ENOUGH:
+        if self.competed < ENOUGH:
             return []
         found = [
             f"WARNING: weights follow the {name} (rank correlation {rho:.2f}); the QAM may have chosen small or large "
@@ -63,10 +67,10 @@ class Summary(NamedTuple):
             for name, rho in (("foreground fraction", self.foreground), ("foreground volume", self.volume))
             if abs(rho) > SUSPICIOUS_CORRELATION
         ]
-        if self.effective < self.samples / 4:
+        if self.effective < self.competed / 4:
             found.append(
-                f"WARNING: {self.samples} samples weigh as much as {self.effective:.1f}; the QAM may have settled on a "
-                "few of them."
+                f"WARNING: {self.competed} samples weigh as much as {self.effective:.1f}; the QAM may have settled on "
+                "a few of them."
             )
         return found
 
@@ -82,17 +86,20 @@ class Journal:
         self._steps.append((samples, outcome))
 
     def summary(self) -> Summary:
-        """Of the comparable samples so far."""
-        weight = self._column(lambda _, outcome: outcome.verdict.weights)
+        """Of the samples so far."""
+        comparable = len(self._column(lambda _, outcome: outcome.comparable))
+        weight = self._column(lambda _, outcome: outcome.verdict.weights, _competed)
         if not len(weight):
-            return Summary(0, math.nan, math.nan, 0.0, math.nan, math.nan)
+            return Summary(comparable, 0, math.nan, math.nan, 0.0, math.nan, math.nan)
+        labelled = self._column(lambda samples, _: samples.labelled, _competed)
         return Summary(
+            comparable,
             len(weight),
             float(weight.mean()),
             float(weight.max()),
             float(weight.sum() ** 2 / (weight**2).sum()),
-            rank_correlation(weight, self._column(lambda samples, _: samples.foreground)),
-            rank_correlation(weight, relative_volume(self._column(lambda samples, _: samples.labelled))),
+            rank_correlation(weight, self._column(lambda samples, _: samples.foreground, _competed)),
+            rank_correlation(weight, relative_volume(labelled)),
         )
 
     def rows(self, epoch: int, names: Mapping[int, str]) -> list[dict[str, str]]:
@@ -112,9 +119,19 @@ class Journal:
             rows.append({"epoch": str(epoch), "case": names[number], "samples": str(mine.sum()), **means})
         return rows
 
-    def _column(self, of: Callable[[Samples, Outcome], torch.Tensor]) -> NDArray[np.float64]:
-        parts = [of(samples, outcome)[outcome.comparable].numpy() for samples, outcome in self._steps]
+    def _column(
+        self, of: Callable[[Samples, Outcome], torch.Tensor], rows: Callable[[Outcome], torch.Tensor] | None = None
+    ) -> NDArray[np.float64]:
+        """A column of these rows of all steps; None is the comparable samples."""
+        parts = [
+            of(samples, outcome)[outcome.comparable if rows is None else rows(outcome)].numpy()
+            for samples, outcome in self._steps
+        ]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _competed(outcome: Outcome) -> torch.Tensor:
+    return outcome.competed
 
 
 def relative_volume(volumes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,17 +154,38 @@ def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def write_rows(path: Path, epoch: int, rows: list[dict[str, str]]) -> None:
-    """Add the rows of an epoch to the table; rows of this epoch and later ones, of a run that was killed, go."""
-    kept = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as stream:
-            kept = [row for row in csv.DictReader(stream) if int(row["epoch"]) < epoch]
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows([*kept, *rows])
-    write_text(path, text.getvalue())
+class CaseTable:
+    """The table of the cases by epoch, which grows line by line; what a killed run left of a later epoch goes first.
+
+    Args:
+        path: Of the CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last: int | None = None
+
+    def add(self, epoch: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """Add the rows of an epoch; those of this epoch and later ones are replaced."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        if self._last is not None and self._last < epoch and self.path.exists():
+            table.writerows(rows)
+            with self.path.open("a", newline="", encoding="utf-8") as stream:
+                stream.write(text.getvalue())
+        else:
+            table.writeheader()
+            table.writerows([*self._before(epoch), *rows])
+            write_text(self.path, text.getvalue())
+        self._last = epoch
+
+    def _before(self, epoch: int) -> list[dict[str, str]]:
+        """Whole rows of earlier epochs."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if None not in row.values()]
+        return [row for row in rows if int(row["epoch"]) < epoch]
 
 
 def _mean_text(values: NDArray[np.float64]) -> str:

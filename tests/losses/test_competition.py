@@ -65,6 +65,17 @@ class TestWhoCompetes:
         assert found[1] == 1
         assert found[0] != 1
 
+    def test_one_with_an_organ_that_is_not_known_yet_may_gain_weight_but_not_lose_any(self):
+        """Else the organ might never be learnt."""
+        for protected, expected in ((False, [True, False]), (True, [False, False])):
+            competition, given = Competition(2), samples(2, answer=torch.tensor([-1.0, 1.0], dtype=torch.float64))
+            both = given.both.clone()
+            both[:, 1] *= 0.1 if protected else 1.0
+            found = weights(competition, samples(2, answer=given.answer, both=both))
+            assert competition.readiness.ready.tolist() == [True, not protected]
+            assert [weight < 1 for weight in found] == expected
+            assert found[1] > 1.5
+
     def test_all_compete_where_no_foreground_is_asked_for(self):
         foreground = torch.zeros(3, dtype=torch.float64)
         found = weights(Competition(2, driver="loss", min_foreground=0), samples(3, foreground=foreground))
@@ -195,6 +206,17 @@ class TestMemory:
         assert weights(competition, samples(1, 1, answer=high[:1])) == [5.0]
         competition.judge(samples(31, 1, answer=high), 1.0)
         assert weights(competition, samples(1, 1, answer=low[:1])) == [0.1]
+
+    def test_is_for_steps_in_which_few_compete(self):
+        with_memory, without = Competition(2, driver="loss", memory=31), Competition(2, driver="loss")
+        for seed in range(3):
+            for competition in (with_memory, without):
+                found = weights(competition, samples(8, seed=seed))
+        assert weights(with_memory, samples(8, seed=9)) == weights(without, samples(8, seed=9))
+        foreground = torch.tensor([200.0] + [0.0] * 7, dtype=torch.float64)
+        few = [weights(c, samples(8, seed=4, foreground=foreground)) for c in (with_memory, without)]
+        assert few[0][0] != 1 == few[1][0]
+        assert found != [1] * 8
 
     def test_remembered_scores_have_the_strength_of_now(self):
         competition = Competition(1, driver="loss", memory=31)

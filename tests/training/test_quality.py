@@ -187,10 +187,6 @@ class TestStep:
         assert changed(before, trainer.qam)
         assert len(trainer.competition.memory.entries()) == 2
 
-    def test_large_batches_do_without_memory(self, in_world):
-        assert started(in_world, batch_size=7).competition.memory.size == 31
-        assert started(in_world, batch_size=8).competition.memory.size == 0
-
     @pytest.mark.parametrize("size", [1, 2])
     def test_batches_that_accumulate_are_one_batch_of_them(self, in_world, size):
         """In double precision; the norms of both networks do not mix samples."""
@@ -386,15 +382,23 @@ class TestReport:
         for limit, warned in ((0.99, 1), (0.0, 0)):
             trainer = started(in_world, quality={"ready_dice": limit, "driver": "readiness"})
             trainer.train_step(next(trainer.dataloader_train))
-            assert len(trainer.unready()) == warned
+            assert len(trainer.unknown_organs()) == warned
         assert "above quality.ready_dice 0.99" in self.unready_at(in_world, burn_in=0.0, ramp=0.0)[0]
         assert self.unready_at(in_world, burn_in=1.0, ramp=1.0) == []
         assert self.unready_at(in_world, driver="displacement") == []
 
+    def test_organs_that_are_not_known_yet_are_named(self, in_world):
+        trainer = started(in_world, quality={"ready_dice": 0.5, "driver": "readiness"})
+        trainer.train_step(next(trainer.dataloader_train))
+        recent = trainer.competition.readiness.recent
+        trainer.competition.readiness.recent = torch.tensor([[0.9, 0.3, 0.9]], dtype=recent.dtype)[:, : recent.shape[1]]
+        (line,) = trainer.unknown_organs()
+        assert line.endswith(f"do not lose weight: {trainer.head_names[2]} 0.30")
+
     def unready_at(self, in_world, **quality):
         trainer = started(in_world, quality={"ready_dice": 0.99, "driver": "readiness", **quality})
         trainer.train_step(next(trainer.dataloader_train))
-        return trainer.unready()
+        return trainer.unknown_organs()
 
     def test_every_epoch_begins_with_an_empty_journal(self, in_world):
         trainer = started(in_world)
@@ -542,7 +546,8 @@ def command(world: SimpleNamespace) -> list[str]:
     """Arguments that train one sample at a time, under plans in which all compete soon."""
     plans = json.loads((world.preprocessed / f"{world.plans}.json").read_text())
     plans["plans_name"] = "Weighing"
-    quality = {"burn_in": 0.3, "ramp": 0.5, "driver": "displacement", "min_foreground": 1, "case_memory": True}
+    quality = {"burn_in": 0.3, "ramp": 0.5, "ready_dice": 0.0, "min_foreground": 1, "case_memory": True,
+               "accumulate": 2}  # fmt: skip
     plans["configurations"]["2d"]["nnunet_ext"].update(batch_size=1, num_iterations_per_epoch=4, quality=quality)
     (world.preprocessed / "Weighing.json").write_text(json.dumps(plans))
     return ["-m", "nnunet_ext.training.run", "901", "2d", "0", "-tr", "nnUNetTrainerExtQuality", "-p", "Weighing",

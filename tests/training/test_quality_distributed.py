@@ -35,7 +35,7 @@ plans["continue_training"] = False
 plans["configurations"]["2d"]["batch_size"] = sum(sizes)
 plans["configurations"]["2d"]["nnunet_ext"].update(
     deep_supervision=True,
-    quality={"burn_in": 0.0, "ramp": 0.0, "driver": "displacement", "min_foreground": 1, "memory": 31})
+    quality={"burn_in": 0.0, "ramp": 0.0, "ready_dice": 0.0, "min_foreground": 1, "memory": 31})
 dataset = json.loads((preprocessed / "dataset.json").read_text())
 trainer = quality.nnUNetTrainerExtQuality(plans, "2d", 0, dataset, torch.device("cpu"))
 trainer.device = torch.device("cpu")  # stock takes the GPU of the rank

@@ -13,13 +13,14 @@ import torch
 
 from nnunet_ext.losses.competition import Outcome, Samples
 from nnunet_ext.losses.quality import Verdict
+from nnunet_ext.training import quality_journal
 from nnunet_ext.training.quality_journal import (
     COLUMNS,
+    CaseTable,
     Journal,
     Summary,
     rank_correlation,
     relative_volume,
-    write_rows,
 )
 
 NAN = math.nan
@@ -41,6 +42,7 @@ def journal(weights: list[float], **changes: Any) -> Journal:
         "comparable": [True] * n,
         **changes,
     }
+    given.setdefault("competed", given["comparable"])
     nothing, organs = torch.zeros(n), torch.zeros(n, 2)
     samples = Samples(
         tensor(given["case"]), nothing, nothing, organs, organs, organs, tensor(given["labelled"]),
@@ -50,7 +52,13 @@ def journal(weights: list[float], **changes: Any) -> Journal:
     made = Journal()
     made.add(
         samples,
-        Outcome(verdict, tensor(given["score"]), tensor(given["driver"]), torch.tensor(given["comparable"])),
+        Outcome(
+            verdict,
+            tensor(given["score"]),
+            tensor(given["driver"]),
+            torch.tensor(given["comparable"]),
+            torch.tensor(given["competed"]),
+        ),
     )
     return made
 
@@ -58,23 +66,31 @@ def journal(weights: list[float], **changes: Any) -> Journal:
 class TestSummary:
     def test_of_equal_weights(self):
         summary = journal([1.0] * 4).summary()
-        assert summary[:4] == (4, 1, 1, 4)
+        assert summary[:5] == (4, 4, 1, 1, 4)
         assert math.isnan(summary.foreground)
         assert summary.warnings() == []
 
     def test_counts_effective_samples(self):
         summary = journal([3.0, 1.0, 0.0, 0.0]).summary()
-        assert summary[:4] == (4, 1, 3, pytest.approx(16 / 10))
+        assert summary[:5] == (4, 4, 1, 3, pytest.approx(16 / 10))
 
     def test_is_of_comparable_samples_alone(self):
         summary = journal([3.0, 1.0, 50.0], comparable=[True, True, False]).summary()
-        assert summary[:3] == (2, 2, 3)
+        assert summary[:4] == (2, 2, 2, 3)
+
+    def test_those_that_do_not_compete_hide_nothing(self):
+        """Weights of 1 that nobody gave would water down how closely the others follow the foreground."""
+        weights, foreground = [*np.linspace(0.5, 1.5, 25), *[1.0] * 75], [*range(25), *range(75)]
+        made = journal(weights, foreground=foreground, competed=[True] * 25 + [False] * 75)
+        assert made.summary()[:2] == (100, 25)
+        assert made.summary().foreground == pytest.approx(1)
+        assert "25 of 100 comparable samples competed" in str(made.summary())
 
     def test_of_an_epoch_without_any_says_so(self):
         for empty in (Journal(), journal([1.0], comparable=[False])):
             assert empty.summary().samples == 0
             assert empty.summary().warnings() == []
-            assert "0 comparable samples" in str(empty.summary())
+            assert "none of 0 comparable samples" in str(empty.summary())
 
     def test_finds_weights_that_follow_the_foreground(self):
         weights = np.linspace(0.5, 1.5, 40).tolist()
@@ -96,8 +112,8 @@ class TestSummary:
         assert line.startswith("WARNING: 40 samples weigh as much as 1.")
 
     def test_a_handful_of_samples_correlates_by_chance(self):
-        assert Summary(5, 1, 3, 1.0, 1.0, 1.0).warnings() == []
-        assert len(Summary(50, 1, 3, 1.0, 1.0, 1.0).warnings()) == 3
+        assert Summary(50, 5, 1, 3, 1.0, 1.0, 1.0).warnings() == []
+        assert len(Summary(50, 50, 1, 3, 1.0, 1.0, 1.0).warnings()) == 3
 
 
 class TestNumbers:
@@ -140,16 +156,44 @@ class TestTable:
         assert Journal().rows(0, {}) == []
 
     def test_epochs_follow_each_other(self, tmp_path):
-        for epoch in range(2):
-            write_rows(tmp_path / "weights.csv", epoch, journal([1.0]).rows(epoch, {0: "a"}))
-        assert self.read(tmp_path) == [("0", "a"), ("1", "a")]
+        table = CaseTable(tmp_path / "weights.csv")
+        for epoch in range(3):
+            table.add(epoch, journal([1.0]).rows(epoch, {0: "a"}))
+        assert self.read(tmp_path) == [("0", "a"), ("1", "a"), ("2", "a")]
         assert (tmp_path / "weights.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
 
     def test_a_continued_run_drops_the_epochs_that_it_repeats(self, tmp_path):
-        for epoch, case in ((0, "a"), (1, "old"), (2, "old"), (1, "new")):
-            write_rows(tmp_path / "weights.csv", epoch, journal([1.0]).rows(epoch, {0: case}))
-        assert self.read(tmp_path) == [("0", "a"), ("1", "new")]
+        self.add(tmp_path, (0, "a"), (1, "old"), (2, "old"))
+        self.add(tmp_path, (1, "new"), (2, "new"))
+        assert self.read(tmp_path) == [("0", "a"), ("1", "new"), ("2", "new")]
         assert [path.name for path in tmp_path.iterdir()] == ["weights.csv"]
+
+    def test_a_row_that_a_killed_run_wrote_half_goes(self, tmp_path):
+        self.add(tmp_path, *((epoch, "a") for epoch in range(12)))
+        whole = (tmp_path / "weights.csv").read_text()
+        (tmp_path / "weights.csv").write_text(whole[: whole.index("\n11,") + 2])  # "1", which was to be "11"
+        self.add(tmp_path, (11, "b"))
+        assert self.read(tmp_path)[-2:] == [("10", "a"), ("11", "b")]
+        assert len(self.read(tmp_path)) == 12
+
+    def test_a_new_training_begins_anew(self, tmp_path):
+        self.add(tmp_path, (0, "old"), (1, "old"))
+        self.add(tmp_path, (0, "new"))
+        assert self.read(tmp_path) == [("0", "new")]
+
+    def test_it_grows_instead_of_being_written_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            quality_journal, "write_text", lambda path, text: (written.append(text), path.write_text(text))
+        )
+        written: list[str] = []
+        self.add(tmp_path, *((epoch, "a") for epoch in range(50)))
+        assert len(written) == 1
+        assert len(self.read(tmp_path)) == 50
+
+    def add(self, folder: Path, *given: tuple[int, str]) -> None:
+        table = CaseTable(folder / "weights.csv")
+        for epoch, case in given:
+            table.add(epoch, journal([1.0]).rows(epoch, {0: case}))
 
     def read(self, folder: Path) -> list[tuple[str, str]]:
         with (folder / "weights.csv").open(newline="") as stream:
