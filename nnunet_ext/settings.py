@@ -35,13 +35,14 @@ class QualitySettings(BaseModel):
         ramp: Share of all epochs by which the scores, rising from 0 since burn_in, reach full strength; equal to
             burn_in they have it at once.
         driver: By what the QAM judges a sample: its own "loss" (as published), "displacement" (mean distance of the
-            boundaries, mm, over organs) or "readiness" (the same of the organs that are known by now, each relative
-            to its running mean; a patch with an organ that is not keeps weight 1).
+            boundaries, mm, over organs) or "readiness" (the same of the organs that are known by now, from the middle
+            contour instead of the prediction and relative to what is usual; a patch with an organ that is not known
+            loses no weight).
         ready_dice: Soft Dice, of the better quarter of its recent contours, from which an organ is known well enough to
             judge contours by it. Too high, and nothing ever competes; the log says so.
         min_foreground: Labelled voxels in a patch that competes; all others keep weight 1. 0 lets every patch compete.
-        memory: Earlier samples that compete as well where a step has fewer than 8 of its own, so that the weights of a
-            batch of 1 differ; 0 is none.
+        memory: Earlier samples that compete as well in steps in which fewer than 8 do, so that the weights of a batch
+            of 1 differ; 0 is none.
         accumulate: Batches per optimiser step that compete with each other, as one batch of that many would, with the
             memory of one and twice the forward passes.
         case_memory: Average the score of a sample with the running score of its case.
