@@ -8,7 +8,8 @@ import sys
 import click
 
 from nnunet_ext import __version__
-from nnunet_ext.errors import NnunetExtError
+from nnunet_ext.errors import BusyError, InputError, NnunetExtError
+from nnunet_ext.io.atomic import NO_SPACE
 
 VERBS = (
     "env", "doctor", "convert", "plan", "roi", "noise", "train", "select", "fuse", "predict", "evaluate", "audit",
@@ -39,9 +40,13 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: prints our errors as one sentence and ends with their exit code."""
+    """Entry point: prints our errors, and those of the file system, as one sentence and ends with their exit code."""
     try:
         cli(prog_name="nnunet-ext")
     except NnunetExtError as error:
         click.echo(f"nnunet-ext: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        cause = f"{error.filename or 'a file'} cannot be used ({error.strerror or error})"
+        click.echo(f"nnunet-ext: {cause}; check the path, its rights and its disk.", err=True)
+        sys.exit(BusyError.exit_code if error.errno in NO_SPACE else InputError.exit_code)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nnunet_ext.errors import CasesFailedError, InputError
+from nnunet_ext.errors import CasesFailedError
+from nnunet_ext.locations import nnunet_folder
 
 if TYPE_CHECKING:
     from nnunet_ext.conversion.convert import Converted
@@ -116,20 +117,13 @@ def _run(
 ) -> None:
     from nnunet_ext.conversion.convert import convert
 
-    raw = _raw_folder()
+    raw = nnunet_folder("nnUNet_raw")
     source = replace(module.open_source(folder, **options), empty=empty)
     others = [Path(os.environ[key]) for key in ("nnUNet_preprocessed", "nnUNet_results") if os.environ.get(key)]
     done = convert(
         source, raw, number, name, overwrite=overwrite, seed=seed, folds=folds, quiet=quiet, elsewhere=others
     )
     _print(done, quiet=quiet)
-
-
-def _raw_folder() -> Path:
-    raw = os.environ.get("nnUNet_raw")
-    if not raw:
-        raise InputError("the variable nnUNet_raw is not set; set it to the folder that shall hold the datasets.")
-    return Path(raw)
 
 
 def _print(done: Converted, *, quiet: bool) -> None:

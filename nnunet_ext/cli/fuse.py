@@ -11,7 +11,8 @@ import click
 @click.option("-i", "--input", "inputs", multiple=True, required=True, help="NAME=FOLDER, or folders in table order.")
 @click.argument("more", nargs=-1, metavar="[FOLDER]...")
 @click.option("--table", type=Path, required=True, help="fusion.json, as select writes it.")
-@click.option("-o", "--output", type=Path, required=True, help="Folder for the fused maps and fusion_report.json.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="Folder for the fused maps and fusion_report.json.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(inputs: tuple[str, ...], more: tuple[str, ...], table: Path, output: Path, quiet: bool) -> None:
     """Give every voxel to the model that owns the organ: -i A B C, or -i 2d=A -i 3d=B."""

@@ -35,7 +35,8 @@ def _repeated(args: Sequence[str]) -> Iterator[str]:
 @click.command(cls=_SeveralValues)
 @click.argument("recipe")
 @click.option("-i", "source", type=click.Path(path_type=Path), required=True, help="Folder with <case>_0000.nii.gz.")
-@click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("-o", "output", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="Folder to write.")  # fmt: skip
 @click.option("--organs", multiple=True, metavar="ORGAN ...", help="Organs to contour; default: all of the recipe.")
 @click.option(
     "-f", "folds", type=int, multiple=True, metavar="FOLD ...", help="Folds to average; default: all that were trained."
@@ -54,7 +55,8 @@ def command(
     """Contour every case of a folder with a trained RECIPE: locate, crop, predict, paste, fuse, check left and right.
 
     With --organs only the models that these organs need are run, and only these organs are written, under their usual
-    label numbers. Run it again after an interruption: finished cases are kept. Exit code 3 when some cases failed.
+    label numbers. Run it again after an interruption: finished cases are kept. A contour that was corrected by hand is
+    never replaced; its case counts as failed. Exit code 3 when some cases failed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads cost five times the CPU
     from nnunet_ext.recipe.schema import Recipe

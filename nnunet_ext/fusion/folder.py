@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +21,8 @@ from nnunet_ext.fusion.merge import Fused, fuse_labels
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import write_json
-from nnunet_ext.io.nifti import read_labels, write_labels
+from nnunet_ext.io.contours import contour_folder, withdraw_contour, write_contour
+from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.labels import swap_pairs
 
 REPORT_FILE = "fusion_report.json"
@@ -62,7 +66,10 @@ def inputs_from_arguments(arguments: Sequence[str], table: FusionTable) -> dict[
 
 
 def fuse_folders(inputs: Mapping[str, Path], table: FusionTable, output: Path, quiet: bool = False) -> FolderFusion:
-    """Fuse every case of the owners' folders and write ``<case>.nii.gz`` and fusion_report.json.
+    """Fuse every case of the owners' folders and write ``<case>.nii.gz``, ``<case>.json`` and fusion_report.json.
+
+    Where a case fails, an earlier map of it is removed; one that was corrected by hand, or is not ours, is kept and its
+    case fails.
 
     With ``on_conflict = "probability"`` each owner's folder needs nnU-Net's ``<case>.npz``
     (--save_probabilities).
@@ -74,29 +81,34 @@ def fuse_folders(inputs: Mapping[str, Path], table: FusionTable, output: Path, q
         quiet: No progress bar.
 
     Raises:
-        InputError: a folder is missing, empty or of an unknown model.
+        InputError: a folder is missing, empty or of an unknown model, or the output holds other contours.
+        BusyError: another process writes there.
         CasesFailedError: some cases could not be fused (missing in a folder, grids differ, damaged); the
             others are done.
     """
-    _check_inputs(inputs, table, output)
+    _check_inputs(inputs, table)
     files = {model: label_files(inputs[model]) for model in table.owners}
     result = FolderFusion({}, {})
     cases = sorted(set().union(*files.values()))
-    for case in tqdm(cases, desc="fuse", unit="case", disable=quiet):
-        try:
-            result.cases[case] = _fuse_case(case, files, table, output)
-        except BusyError:
-            raise
-        except (InputError, ValueError, OSError, MemoryError) as error:
-            result.failed[case] = str(error) or type(error).__name__
-    write_json(output / REPORT_FILE, {"version": 1, "table": table.as_dict(), **asdict(result)})
+    made_by = {"fusion": ", ".join(table.owners)}
+    with contour_folder(output, table.organs, made_by, table.channels, list(inputs.values())):
+        for case in tqdm(cases, desc="fuse", unit="case", disable=quiet):
+            try:
+                result.cases[case] = _fuse_case(case, files, table, output)
+            except BusyError:
+                raise
+            except (InputError, ValueError, OSError, MemoryError) as error:
+                result.failed[case] = str(error) or type(error).__name__
+                with contextlib.suppress(InputError):  # not ours to remove
+                    withdraw_contour(output, case)
+        write_json(output / REPORT_FILE, {"version": 1, "table": table.as_dict(), **asdict(result)})
     if result.failed:
         causes = " ".join(f"{case}: {cause}" for case, cause in result.failed.items())
         raise CasesFailedError(f"{len(result.failed)} of {len(cases)} cases failed, the others are done. {causes}")
     return result
 
 
-def _check_inputs(inputs: Mapping[str, Path], table: FusionTable, output: Path) -> None:
+def _check_inputs(inputs: Mapping[str, Path], table: FusionTable) -> None:
     unknown = [model for model in inputs if model not in table.models]
     missing = [model for model in table.owners if model not in inputs]
     if unknown or missing:
@@ -104,8 +116,6 @@ def _check_inputs(inputs: Mapping[str, Path], table: FusionTable, output: Path) 
             f"inputs {list(inputs)}: unknown {unknown or 'none'}, missing {missing or 'none'}; "
             f"the table's owners are {table.owners}."
         )
-    if output.resolve() in [folder.resolve() for folder in inputs.values()]:
-        raise InputError(f"{output} is also an input; fused maps would replace what they are made from.")
 
 
 def _fuse_case(case: str, files: Mapping[str, Mapping[str, Path]], table: FusionTable, output: Path) -> dict[str, Any]:
@@ -116,8 +126,9 @@ def _fuse_case(case: str, files: Mapping[str, Mapping[str, Path]], table: Fusion
             model: _read_probabilities(files[model][case], case, table.owned_labels(model)) for model in files
         }
     fused = fuse_labels(maps, table, probabilities)
-    write_labels(output / f"{case}.nii.gz", fused.labels, grid)
-    return _case_report(fused, grid, table)
+    report = _case_report(fused, grid, table)
+    write_contour(output, case, fused.labels, grid, report)
+    return report
 
 
 def _read_case(case: str, files: Mapping[str, Mapping[str, Path]]) -> tuple[Maps, Grid]:
@@ -143,10 +154,13 @@ def _read_probabilities(labels: Path, case: str, owned: Mapping[str, int]) -> di
     path = labels.parent / f"{case}.npz"
     if not path.is_file():
         raise InputError(f'{path} is missing; predict with --save_probabilities or set on_conflict to "priority".')
-    with np.load(path) as content:
-        if "probabilities" not in content:
-            raise InputError(f"{path} has {content.files}, expected nnU-Net's array probabilities.")
-        channels = content["probabilities"]
+    try:
+        with path.open("rb") as stream, np.load(stream) as content:  # given a path, it leaves damaged files open
+            if "probabilities" not in content:
+                raise InputError(f"{path} has {content.files}, expected nnU-Net's array probabilities.")
+            channels = content["probabilities"]
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}); predict the case again.") from error
     if max(owned.values()) >= len(channels):
         raise InputError(f"{path} has {len(channels)} channels, the table needs label {max(owned.values())}.")
     return {organ: channels[label] for organ, label in owned.items()}

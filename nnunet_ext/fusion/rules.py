@@ -150,7 +150,7 @@ class FusionTable:
                 f"{unknown or 'none'}."
             )
         for organ, model in self.owner.items():
-            if model not in self.models:
+            if not isinstance(model, str) or model not in self.models:
                 raise InputError(f"organ {organ!r} is owned by {model!r}, known models are {list(self.models)}.")
             if organ not in self.models[model]:
                 raise InputError(
@@ -161,7 +161,9 @@ class FusionTable:
     def _check_priority(self) -> None:
         if self.on_conflict not in ON_CONFLICT:
             raise InputError(f"on_conflict is {self.on_conflict!r}, expected one of {list(ON_CONFLICT)}.")
-        if sorted(map(str, self.priority)) != sorted(self.organs):
+        if not all(isinstance(organ, str) for organ in self.priority):
+            raise InputError(f"priority is {list(self.priority)}, expected the names of the organs.")
+        if sorted(self.priority) != sorted(self.organs):
             raise InputError(
                 "priority must list every organ once; "
                 f"missing {sorted(set(self.organs) - set(self.priority))}, "

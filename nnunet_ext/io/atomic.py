@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,9 @@ from typing import Any
 
 from nnunet_ext.errors import BusyError, InputError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the user's share of it."""
+
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
@@ -22,25 +26,32 @@ def atomic_path(final: Path) -> Iterator[Path]:
     Raises:
         BusyError: the disk is full.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     ending = "".join(final.suffixes[-2:]) if final.name.endswith(".gz") else final.suffix
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=ending, dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with _full_disk_named(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=ending, dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_disk_named(final: Path) -> Iterator[None]:
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(final)
+        yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in NO_SPACE:
             raise BusyError(
                 f"no space left while writing {final}; free some and run the same command again."
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,3 +84,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); check the path and the file.") from error
+
+
+def sha256_of(path: Path, remedy: str = "restore it, or what it is a link to") -> str:
+    """SHA-256 of a file's content.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is missing.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if not path.exists():
+        raise InputError(f"{path} is missing; {remedy}.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_ext.errors import BusyError
+from nnunet_ext.errors import BusyError, InputError
 
 try:
     import fcntl
@@ -26,6 +26,7 @@ def locked(path: Path, busy: str = "", *, remove: bool = False) -> Iterator[None
 
     Raises:
         BusyError: another process holds it.
+        InputError: the file system cannot lock it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
@@ -45,5 +46,9 @@ def _taken(handle: int, path: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.stat(handle), path.stat())
-    except OSError:
+    except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be locked ({error.strerror}), as on some network drives; choose a folder on another drive."
+        ) from error

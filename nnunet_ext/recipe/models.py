@@ -18,10 +18,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.atomic import read_json, sha256_of
 from nnunet_ext.locations import expose_trainers
 from nnunet_ext.recipe.inference import CasePredictor, Preprocessed, PreprocessedCache
-from nnunet_ext.roi.provenance import label_numbers, sha256_of
+from nnunet_ext.roi.provenance import label_numbers
 from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -29,6 +29,10 @@ REORIENTING_READER = "SimpleITKIOWithReorient"
 NETWORKS = ("dynamic_network_architectures.architectures.", "nnunet_ext.networks.")
 IMPORTS = ("torch.nn.",)
 """What the plans of a model may name: any other callable could run code from the plans file."""
+PLANS_KEYS = ("configurations", "image_reader_writer", "transpose_forward", "transpose_backward")
+DATASET_KEYS = ("labels", "channel_names")
+CHECKPOINT_KEYS = ("network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes")
+"""What nnU-Net writes into these files and is read here."""
 
 
 @dataclass
@@ -89,11 +93,9 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     """
     _check_device(device)
     expose_trainers()
-    plans, dataset_json = _description(folder / "plans.json"), _description(folder / "dataset.json")
+    plans = _description(folder / "plans.json", PLANS_KEYS)
+    dataset_json = _description(folder / "dataset.json", DATASET_KEYS)
     contents = [_checkpoint(folder / f"fold_{fold}" / CHECKPOINT) for fold in folds]
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(contents[0]["init_args"]["configuration"])
-    _check_network(plans, contents[0]["init_args"]["configuration"], folder)
     if plans["image_reader_writer"] != REORIENTING_READER:
         raise InputError(
             f"{folder} was trained with the reader {plans['image_reader_writer']}, expected {REORIENTING_READER}; "
@@ -102,7 +104,10 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = _trainer(contents[0]["trainer_name"], folder)
         predictor = CasePredictor(device=torch.device(device), allow_tqdm=False)
+    manager = PlansManager(plans)
     try:
+        configuration = manager.get_configuration(contents[0]["init_args"]["configuration"])
+        _check_network(plans, contents[0]["init_args"]["configuration"], folder)
         network = trainer.build_network_architecture(
             manager,
             configuration,
@@ -110,10 +115,11 @@ def load_model(folder: Path, folds: Sequence[int], device: str) -> LoadedModel:
             manager.get_label_manager(dataset_json).num_segmentation_heads,
             enable_deep_supervision=False,
         )
-    except (ValueError, TypeError, RuntimeError) as error:  # what networks say to keywords that they cannot use
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # what is said to keywords that cannot be used
+        cause = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise InputError(
-            f"{folder}/plans.json describes a network that cannot be built: {str(error).rstrip('.')}; copy the model "
-            "again, or plan and train it anew."
+            f"{folder}/plans.json describes a network that cannot be built: {cause}; copy the model again, or plan and "
+            "train it anew."
         ) from error
     weights = [content["network_weights"] for content in contents]
     for fold, state in reversed(list(zip(folds, weights, strict=True))):  # the first fold's stay
@@ -160,20 +166,30 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _description(path: Path) -> dict[str, Any]:
+def _description(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     try:
-        return dict(read_json(path))
+        content = dict(read_json(path))
     except (InputError, ValueError, TypeError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); copy the model again.") from error
+    _check_keys(content, keys, path)
+    return content
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} is missing; train that fold or name other folds.")
     try:
-        return read_checkpoint(path)
+        content = read_checkpoint(path)
     except DAMAGE as error:
         raise InputError(f"{path} is damaged or needs code to load ({type(error).__name__}); copy it again.") from error
+    _check_keys(content, CHECKPOINT_KEYS, path)
+    return content
+
+
+def _check_keys(content: Any, keys: Sequence[str], path: Path) -> None:
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}, so nnU-Net did not write it; copy the model again.")
 
 
 def _check_network(plans: Mapping[str, Any], configuration: str, folder: Path) -> None:

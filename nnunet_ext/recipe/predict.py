@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,12 +17,10 @@ from numpy.typing import NDArray
 from nnunet_ext.conversion.checks import check_spacing, check_values, read_checked_image
 from nnunet_ext.errors import BusyError, CasesFailedError, InputError, NnunetExtError
 from nnunet_ext.geometry import Grid, grid_difference
-from nnunet_ext.io.atomic import read_json, write_json
-from nnunet_ext.io.lock import locked
-from nnunet_ext.io.nifti import write_labels
+from nnunet_ext.io.atomic import sha256_of
+from nnunet_ext.io.contours import contour_folder, earlier_report, withdraw_contour, write_contour
 from nnunet_ext.recipe.composed import Composed, Labels
 from nnunet_ext.recipe.inputs import InputCase, find_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
 
 Files = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """One image file, or one per channel: in the order of the recipe's dataset, or by the channels' names."""
@@ -36,7 +35,8 @@ def predict_folder(composed: Composed, source: Path, output: Path, say: Callable
 
     Writes ``<case>.nii.gz`` on the grid of the input and ``<case>.json`` (owners, regions, fall-backs, laterality). A
     case is skipped when its outputs are whole and were made from the same image by the same models; run again after a
-    kill. Where a case fails, an earlier contour of it is removed: it may belong to another image.
+    kill. Where a case fails, an earlier contour of it is removed: it may belong to another image. A contour that was
+    corrected by hand, or is not ours, is never replaced or removed: its case fails.
 
     Args:
         composed: The loaded model.
@@ -45,20 +45,21 @@ def predict_folder(composed: Composed, source: Path, output: Path, say: Callable
         say: Receives one line per case.
 
     Raises:
-        InputError: no folder or no images.
+        InputError: no folder or no images, or the output holds contours of another recipe or numbering.
         CasesFailedError: some cases failed; each is named with its cause.
         BusyError: another process writes there.
     """
     cases, failed = find_cases(source, len(composed.channels))
-    with locked(output / ".lock"):
-        for left in output.glob(".part-*"):  # of a run that was killed
-            left.unlink()
-        write_json(output / "dataset.json", _output_dataset_json(composed))
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-            stream = _Stream(composed, output, writer, say, len(cases), failed)
-            for case, ready in _one_ahead(reader, partial(_read_case, composed, output), cases):
-                stream.add(case, ready)
-            stream.settle()
+    made_by = {"recipe": composed.recipe.name, "models": composed.digest}
+    with (
+        contour_folder(output, composed.table.organs, made_by, composed.channels, [source]),
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
+        stream = _Stream(composed, output, writer, say, len(cases), failed)
+        for case, ready in _one_ahead(reader, partial(_read_case, composed, output), cases):
+            stream.add(case, ready)
+        stream.settle()
     if failed:
         listed = "\n  ".join(f"{name}: {cause}" for name, cause in sorted(failed.items()))
         raise CasesFailedError(f"{len(failed)} inputs failed, {len(cases)} cases were tried:\n  {listed}")
@@ -135,7 +136,7 @@ class _Stream:
     writing: tuple[InputCase, Future[str]] | None = None
     said: int = 0
 
-    def add(self, case: InputCase, reading: Future[_Ready | None]) -> None:
+    def add(self, case: InputCase, reading: Future[_Ready | str]) -> None:
         """Predict one case and let it be written."""
         try:
             write = self._predict(case, reading)
@@ -148,16 +149,16 @@ class _Stream:
             self.settle()
             self.writing = (case, self.writer.submit(write))
 
-    def _predict(self, case: InputCase, reading: Future[_Ready | None]) -> Callable[[], str]:
+    def _predict(self, case: InputCase, reading: Future[_Ready | str]) -> Callable[[], str]:
         """What is left to do for a case: write it and return its line."""
         ready = reading.result()
-        if ready is None:
-            return lambda: f"{case.case}: done before, kept"
+        if isinstance(ready, str):
+            return lambda: ready
         start = time.perf_counter()
         labels, report = self.composed.predict(ready.images, ready.grid, lambda line: self.say(f"{case.case}, {line}"))
         seconds = ready.seconds + time.perf_counter() - start
-        entry = {"case": case.case, **ready.key}, {"repairs": ready.repairs, **report}
-        return partial(_write_case, self.output, entry, labels, ready.grid, seconds)
+        entry = {**ready.key, "repairs": ready.repairs, **report}
+        return partial(_write_case, self.output, case, entry, labels, ready.grid, seconds)
 
     def settle(self) -> None:
         """Wait for the case that is being written and say how it ended."""
@@ -173,7 +174,8 @@ class _Stream:
 
     def _fail(self, case: InputCase, error: BaseException) -> None:
         self.failed[case.case] = str(error) or type(error).__name__
-        _withdraw(case, self.output)
+        with contextlib.suppress(InputError):  # not ours to remove
+            withdraw_contour(self.output, case.case)
         self._say(f"{case.case}: FAILED, {self.failed[case.case]}")
 
     def _say(self, line: str) -> None:
@@ -182,8 +184,8 @@ class _Stream:
 
 
 def _one_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[InputCase], _Ready | None], cases: Sequence[InputCase]
-) -> Iterator[tuple[InputCase, Future[_Ready | None]]]:
+    pool: ThreadPoolExecutor, work: Callable[[InputCase], _Ready | str], cases: Sequence[InputCase]
+) -> Iterator[tuple[InputCase, Future[_Ready | str]]]:
     """Every case with its finished reading; the next one is read meanwhile, no further one."""
     coming = [pool.submit(work, case) for case in cases[:1]]
     for i, case in enumerate(cases, 1):
@@ -193,28 +195,29 @@ def _one_ahead(
         yield case, current
 
 
-def _read_case(composed: Composed, output: Path, case: InputCase) -> _Ready | None:
-    """Hashed, and read and checked unless its outputs lie there already."""
+def _read_case(composed: Composed, output: Path, case: InputCase) -> _Ready | str:
+    """Hashed, and read and checked; or the line to say where its outputs lie there already."""
     start = time.perf_counter()
+    earlier = earlier_report(output, case.case)
     paths = case.require_channels(composed.needed)
     key = {"models": composed.digest, "inputs": [sha256_of(path) for path in paths]}
-    if _is_done(output / f"{case.case}.json", output / f"{case.case}{FILE_ENDING}", key):
-        return None
+    if earlier and all(earlier.get(k) == v for k, v in key.items()):
+        return _line(case, "done before, kept", earlier)
     images, grid, repairs = _read(paths, list(composed.needed))
     return _Ready(key, images, grid, repairs, time.perf_counter() - start)
 
 
 def _write_case(
-    output: Path, entry: tuple[dict[str, Any], dict[str, Any]], labels: Labels, grid: Grid, seconds: float
+    output: Path, case: InputCase, report: Mapping[str, Any], labels: Labels, grid: Grid, seconds: float
 ) -> str:
-    """The label map, then the report that vouches for it, and the line to say."""
+    """Write the contour and its report, and return the line to say."""
     start = time.perf_counter()
-    key, report = entry
-    target = output / f"{key['case']}{FILE_ENDING}"
-    write_labels(target, labels, grid)
-    write_json(output / f"{key['case']}.json", {**key, "output_sha256": sha256_of(target), **report})
-    warnings = "".join(f"; {line}" for line in report["warnings"])
-    return f"{key['case']}: {seconds + time.perf_counter() - start:.1f} s{warnings}"
+    write_contour(output, case.case, labels, grid, report)
+    return _line(case, f"{seconds + time.perf_counter() - start:.1f} s", report)
+
+
+def _line(case: InputCase, done: str, report: Mapping[str, Any]) -> str:
+    return "; ".join([f"{case.case}: {done}", *report["warnings"]])
 
 
 def _read(paths: Sequence[Path], channels: Sequence[str]) -> tuple[NDArray[np.float32], Grid, list[str]]:
@@ -262,28 +265,3 @@ def _paths(files: Files, names: Sequence[str]) -> list[Path]:
             f"is missing or cannot be told; give one file for each of {', '.join(names)}, best by name."
         )
     return [Path(path) for path in chosen]
-
-
-def _withdraw(case: InputCase, output: Path) -> None:
-    """Remove an earlier contour of a case that now fails: it may belong to another image."""
-    for path in (output / f"{case.case}{FILE_ENDING}", output / f"{case.case}.json"):
-        path.unlink(missing_ok=True)
-
-
-def _is_done(report_path: Path, target: Path, key: dict[str, Any]) -> bool:
-    if not report_path.exists() or not target.exists():
-        return False
-    try:
-        entry = dict(read_json(report_path))
-    except (InputError, ValueError, TypeError):
-        return False
-    return all(entry.get(k) == v for k, v in key.items()) and entry.get("output_sha256") == sha256_of(target)
-
-
-def _output_dataset_json(composed: Composed) -> dict[str, Any]:
-    return {
-        "channel_names": {str(i): name for i, name in enumerate(composed.channels)},
-        "labels": {"background": 0, **composed.table.organs},
-        "file_ending": FILE_ENDING,
-        "nnunet_ext": {"recipe": composed.recipe.name, "models": composed.digest},
-    }

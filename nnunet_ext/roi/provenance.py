@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.atomic import sha256_of as sha256_of
 
 FILE_ENDING = ".nii.gz"
 CASES_FILE = "cases.json"
@@ -71,7 +71,7 @@ def held_out_predictions(
         for case in sorted(set(split["val"]) & set(cases)):
             path = folder / validation / f"{case}{FILE_ENDING}"
             if path.exists():
-                digest = digest or sha256_of(folder / "checkpoint_final.pth")
+                digest = digest or sha256_of(folder / "checkpoint_final.pth", "finish training that fold first")
                 found[case] = HeldOut(path, fold, digest, proven)
     missing = sorted(set(cases) - set(found))
     if missing:
@@ -113,14 +113,6 @@ def _trained_on(fold_folder: Path, split: Mapping[str, Sequence[str]], origins: 
     noted = fold_folder / CASES_FILE
     names = read_json(noted)["train"] if noted.exists() else split["train"]
     return {origins.get(name, name) for name in names}
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    if not path.exists():
-        raise InputError(f"{path} is missing; finish training that fold first.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def label_numbers(dataset_json: Mapping[str, Any]) -> dict[str, int]:

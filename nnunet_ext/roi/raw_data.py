@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.errors import some_of
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
-from nnunet_ext.roi.provenance import FILE_ENDING, sha256_of
+from nnunet_ext.io.atomic import sha256_of
+from nnunet_ext.roi.provenance import FILE_ENDING
 
 GZIP_END = 8
 """Bytes: a gzip stream ends with the CRC-32 and the length of its content (RFC 1952, section 2.3.1)."""
@@ -43,7 +44,7 @@ def case_digests(dataset: Path) -> dict[str, str]:
         dataset: Raw folder.
 
     Raises:
-        InputError: the list of contoured labels is damaged.
+        InputError: the list of contoured labels is damaged, or a file cannot be read.
     """
     images, contoured = image_digests(dataset), contoured_in(dataset)
     labels = {path.name.removesuffix(FILE_ENDING): path for path in (dataset / "labelsTr").glob(f"*{FILE_ENDING}")}
@@ -56,7 +57,11 @@ def case_digests(dataset: Path) -> dict[str, str]:
 
 
 def image_digests(dataset: Path) -> dict[str, str]:
-    """Training case to a hash of its images alone."""
+    """Training case to a hash of its images alone.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
     found: dict[str, list[Any]] = defaultdict(list)
     for path in sorted((dataset / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{FILE_ENDING}")):
         found[path.name.removesuffix(FILE_ENDING)[:-5]].append([path.name, *_size_and_checksum(path)])
@@ -64,10 +69,16 @@ def image_digests(dataset: Path) -> dict[str, str]:
 
 
 def _size_and_checksum(path: Path) -> tuple[int, str]:
-    with path.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - GZIP_END))
-        return size, stream.read().hex()
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - GZIP_END))
+            return size, stream.read().hex()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); restore it, or the clean dataset that it is a link to "
+            "(`nnunet-ext noise` links to the images of its source)."
+        ) from error
 
 
 def changed_cases(before: Mapping[str, str], now: Mapping[str, str]) -> str:

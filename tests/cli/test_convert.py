@@ -98,7 +98,7 @@ def test_taken_number_ends_with_2(monkeypatch, raw, tmp_path, capsys):
 def test_missing_variable_ends_with_2_and_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert _run(monkeypatch, "nifti", _draw(tmp_path / "s", 2), "-d", 7, *LABELS) == 2
-    assert "nnUNet_raw" in capsys.readouterr().err
+    assert "nnUNet_raw is not set; export nnUNet_raw=FOLDER" in capsys.readouterr().err
 
 
 def test_unusable_folder_ends_with_2_and_leaves_nothing(monkeypatch, raw, tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from nnunet_ext import cli
 from nnunet_ext.cli.fuse import command
 from nnunet_ext.errors import InputError
 from nnunet_ext.fusion.rules import FusionTable
@@ -56,6 +59,50 @@ def test_a_bad_table_ends_with_exit_code_2_and_one_sentence(folder: Path) -> Non
     assert "missing ['B']" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        (["fuse", "-i", "P", "Q", "--table", "fusion.json", "-o", "file"], "Directory 'file' is a file."),
+        (["predict", "drawn", "-i", "P", "-o", "file"], "Directory 'file' is a file."),
+        (["evaluate", "-p", "P", "-r", "P", "-djfile", "dataset.json", "-o", "file"],
+         "nnunet-ext: file cannot be used (File exists); check the path, its rights and its disk."),
+        (["fuse", "-i", "P", "Q", "--table", "fusion.json", "-o", "file/below"],
+         "nnunet-ext: file/below cannot be used (Not a directory); check the path, its rights and its disk."),
+    ],
+)  # fmt: skip
+def test_a_file_where_a_folder_should_be_written_ends_with_exit_code_2_and_one_sentence(
+    folder: Path, verb: list[str], message: str
+) -> None:
+    (folder / "file").write_text("kept")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "A": 1, "B": 2}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "nnunet_ext.cli", *verb], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.ENOSPC, 75), (errno.EACCES, 2)])
+def test_an_error_of_the_file_system_is_one_sentence_and_one_of_ours_stays_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, exit_code: int
+) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "cli", lambda prog_name: fail(OSError(code, os.strerror(code), "x.npz")))
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == exit_code
+    assert capsys.readouterr().err == (
+        f"nnunet-ext: x.npz cannot be used ({os.strerror(code)}); check the path, its rights and its disk.\n"
+    )
+    monkeypatch.setattr(cli, "cli", lambda prog_name: fail(KeyError("x")))
+    with pytest.raises(KeyError):
+        cli.main()
+
+
 def test_the_verb_ends_with_exit_code_3_for_a_bad_case_and_loads_no_torch(folder: Path) -> None:
     write_labels(folder / "Q" / "case.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), Grid(GRID.shape, (2.0, 1.0, 1.0)))
     code = (
@@ -67,4 +114,4 @@ def test_the_verb_ends_with_exit_code_3_for_a_bad_case_and_loads_no_torch(folder
     assert (done.returncode, done.stdout) == (3, "[]\n")
     assert "nnunet-ext: 1 of 1 cases failed" in done.stderr
     assert "differ in grid" in done.stderr
-    assert [path.name for path in (folder / "out").iterdir()] == ["fusion_report.json"]
+    assert {path.name for path in (folder / "out").iterdir()} == {".lock", "dataset.json", "fusion_report.json"}

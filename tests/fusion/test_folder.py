@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nnunet_ext.errors import CasesFailedError, InputError
+from nnunet_ext.errors import BusyError, CasesFailedError, InputError
 from nnunet_ext.fusion.folder import fuse_folders, inputs_from_arguments
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
+from nnunet_ext.io.lock import locked
 from nnunet_ext.io.nifti import read_labels, write_labels
 
 GRID = Grid((4, 8, 10), (3.0, 1.0, 1.0), (5.0, -7.0, 30.0), (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
@@ -70,7 +72,47 @@ def test_a_bad_grid_a_missing_case_and_a_damaged_file_are_isolated(inputs: Input
     assert str(inputs["2d"] / "a.nii.gz") in message
     assert str(inputs["3d"] / "a.nii.gz") in message
     assert "b: no label map of 2d" in message
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c.nii.gz", "fusion_report.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock", "c.json", "c.nii.gz", "dataset.json", "fusion_report.json",
+    ]  # fmt: skip
+
+
+def test_an_earlier_map_of_a_case_that_now_fails_is_removed_and_the_others_are_fused_again(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
+    (inputs["3d"] / "a.nii.gz").write_bytes(b"bad")
+    write_labels(inputs["2d"] / "b.nii.gz", 0 * labels("2d"), GRID)
+    with pytest.raises(CasesFailedError, match="1 of 3 cases failed"):
+        fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["b.nii.gz", "c.nii.gz"]
+    assert not (tmp_path / "out" / "a.json").exists()
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "b.nii.gz")[0], labels("3d"))
+
+
+def test_a_fused_map_that_was_corrected_by_hand_is_kept_and_its_case_fails(inputs: Inputs, tmp_path: Path) -> None:
+    fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
+    write_labels(tmp_path / "out" / "a.nii.gz", labels("2d"), GRID)
+    with pytest.raises(CasesFailedError, match=r"1 of 3 cases failed.*/a\.nii\.gz was changed after"):
+        fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "a.nii.gz")[0], labels("2d"))
+
+
+def test_the_fused_folder_names_its_organs_and_takes_no_other_numbers_or_owners(inputs: Inputs, tmp_path: Path) -> None:
+    fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
+    page = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert page["labels"] == {"background": 0, "Eye_L": 1, "Eye_R": 2}
+    assert page["nnunet_ext"] == {"fusion": "2d, 3d"}
+    renumbered = replace(TABLE, organs={"Eye_L": 2, "Eye_R": 1})
+    alone = replace(TABLE, owner={"Eye_L": "2d", "Eye_R": "2d"})
+    for table, message in ((renumbered, "other organs or numbers"), (alone, "fusion 2d, 3d, not of fusion 2d;")):
+        with pytest.raises(InputError, match=message):
+            fuse_folders(inputs, table, tmp_path / "out", quiet=True)
+
+
+def test_a_second_fusion_into_the_same_folder_is_turned_away(inputs: Inputs, tmp_path: Path) -> None:
+    with locked(tmp_path / "out" / ".lock"), pytest.raises(BusyError, match="another process works in"):
+        fuse_folders(inputs, TABLE, tmp_path / "out", quiet=True)
 
 
 def test_models_that_own_nothing_are_not_needed(inputs: Inputs, tmp_path: Path) -> None:
@@ -113,6 +155,15 @@ def test_a_missing_or_too_small_npz_is_named(inputs: Inputs, tmp_path: Path) -> 
         fuse_folders(inputs, table, tmp_path / "out", quiet=True)
     for expected in ("--save_probabilities", "['softmax']", "2 channels, the table needs label 2"):
         assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_cut_npz_fails_its_case_alone(inputs: Inputs, tmp_path: Path, left: float) -> None:
+    table = with_probabilities(inputs, left=0.6, right=0.9)
+    path = inputs["2d"] / "a.npz"
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    with pytest.raises(CasesFailedError, match=rf"1 of 3 cases failed, the others are done. a: {path} is truncated"):
+        fuse_folders(inputs, table, tmp_path / "out", quiet=True)
 
 
 @pytest.mark.parametrize("arguments", [["2d=P", "3d=Q", "spare=R"], ["P", "Q", "R"]])

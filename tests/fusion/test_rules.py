@@ -58,6 +58,9 @@ def test_owners_come_in_the_order_of_the_models_and_know_their_labels() -> None:
     [
         ({"owner": {**PAGE["owner"], "Lens_L": "4d"}}, "owned by '4d', known models"),
         ({"owner": {**PAGE["owner"], "Lens_L": "small"}}, "'small', which knows only"),
+        ({"owner": {**PAGE["owner"], "Lens_L": ["2d"]}}, r"owned by \['2d'\], known models"),
+        ({"owner": {**PAGE["owner"], "Lens_L": {"2d": 1}}}, "owned by {'2d': 1}, known models"),
+        ({"priority": ["OpticChiasm", "Lens_L", ["Brainstem"]]}, "expected the names of the organs"),
         ({"owner": {"Brainstem": "3d"}}, "without owner: .'Lens_L', 'OpticChiasm'."),
         ({"owner": {**PAGE["owner"], "Cord": "3d"}}, "not an organ: .'Cord'."),
         ({"priority": ["OpticChiasm", "Lens_L"]}, "missing .'Brainstem'."),

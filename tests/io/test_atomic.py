@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import re
 
 import pytest
 
 from nnunet_ext.errors import BusyError, InputError
-from nnunet_ext.io.atomic import atomic_path, read_json, write_json, write_text
+from nnunet_ext.io.atomic import atomic_path, read_json, sha256_of, write_json, write_text
 
 
 def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -55,10 +58,11 @@ def test_the_file_is_readable_for_others(tmp_path):
     assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_full_disk_is_said_as_such_and_other_errors_as_they_are(tmp_path):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_as_such_and_other_errors_as_they_are(tmp_path, code):
     final = tmp_path / "labels.nii.gz"
     with pytest.raises(BusyError, match=f"no space left while writing {final}"), atomic_path(final):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
     with pytest.raises(PermissionError), atomic_path(final):
         raise PermissionError
     assert list(tmp_path.iterdir()) == []
@@ -92,3 +96,19 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json cannot be read as JSON .*; check the path and the file"):
         read_json(path)
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"organ")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"organ").hexdigest()
+
+
+def test_a_file_that_is_missing_or_a_link_to_nothing_is_named_with_the_remedy(tmp_path):
+    path = tmp_path / "a"
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"^{re.escape(str(path))} is missing; restore it, or what it is a link"):
+            sha256_of(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to("nowhere")
+    with pytest.raises(InputError, match="is missing; train it"):
+        sha256_of(path, "train it")

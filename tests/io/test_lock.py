@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nnunet_ext.errors import BusyError
+from nnunet_ext.errors import BusyError, InputError
 from nnunet_ext.io.lock import locked
 
 TAKE = """
@@ -61,4 +64,15 @@ def test_the_lock_ends_with_a_killed_process(tmp_path):
         holder.kill()
         holder.wait()
     with locked(tmp_path / ".lock"):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path, monkeypatch, code):
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = rf"\.lock cannot be locked \({os.strerror(code)}\), as on some network drives"
+    with pytest.raises(InputError, match=message), locked(tmp_path / ".lock"):
         pass

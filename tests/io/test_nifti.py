@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -129,3 +131,48 @@ def test_an_unpacked_file_with_too_few_voxels_is_refused(tmp_path):
     (tmp_path / "l.nii").write_bytes(gzip.decompress((tmp_path / "l.nii.gz").read_bytes())[:-10])
     with pytest.raises(InputError, match="truncated or damaged"):
         read_labels(tmp_path / "l.nii")
+
+
+WRITE = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from nnunet_ext.errors import NnunetExtError
+from nnunet_ext.geometry import Grid
+from nnunet_ext.io import nifti
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, write, limit = Path(sys.argv[1]), getattr(nifti, sys.argv[2]), int(sys.argv[3])
+array = np.random.default_rng(0).integers(0, 3, (20, 64, 64)).astype(np.int16)
+write(path, array, Grid(array.shape))
+before = path.read_bytes()
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+try:
+    write(path, array[::-1].copy(), Grid(array.shape))
+except NnunetExtError as error:
+    print(error)
+    print(path.read_bytes() == before, [p.name for p in path.parent.iterdir()])
+    sys.exit(error.exit_code)
+"""
+"""Writes an image, and another one in its place where files may not become longer than a limit, as on a full disk."""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 10_000])
+@pytest.mark.parametrize("write", ["write_image", "write_labels", "write_voxels"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_a_file_that_is_cut_off_while_it_is_written_never_comes_to_its_place(tmp_path, name, write, limit):
+    command = [sys.executable, "-c", WRITE, tmp_path / name, write, str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.splitlines() == [
+        f"no space left while writing {tmp_path / name}; free some and run the same command again.",
+        f"True ['{name}']",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_every_number_type_reads_back_also_from_a_view_in_another_order(tmp_path, name, kind):
+    array = numbered(np.dtype(kind))[::-1, :, ::-1]
+    array[0, 0, 0] = 0 if np.dtype(kind).kind in "iu" else np.nan
+    write_voxels(tmp_path / name, array, Grid(SHAPE))
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / name).dataobj).T, array)

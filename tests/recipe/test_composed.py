@@ -25,6 +25,7 @@ from nnunet_ext.recipe.predict import predict_image
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.prior import Landmark, Prior
+from nnunet_ext.roi.region import Region
 from tests.recipe.drawn import (
     AIR_HU,
     ORGANS,
@@ -65,11 +66,20 @@ class World:
     models: dict[str, FakeModel] = field(default_factory=dict)
     asked: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def add(self, name: str, dataset: str, channels: Sequence[str], note: dict[str, Any] | None = None) -> FakeModel:
+    def add(
+        self,
+        name: str,
+        dataset: str,
+        channels: Sequence[str],
+        note: dict[str, Any] | None = None,
+        labels: dict[str, int] | None = None,
+    ) -> FakeModel:
         """A trained model; its name is its configuration as well."""
         folder = self.results / dataset / f"nnUNetTrainerExtNoMirror__nnUNetPlansExt__{name}"
         folder.mkdir(parents=True)
-        (folder / "dataset.json").write_text(json.dumps({"nnunet_ext": note or {}}))
+        labels = labels or ({"Brainstem": 1} if name == "small" else ORGANS)
+        described = {"nnunet_ext": note or {}, "labels": {"background": 0, **labels}}
+        (folder / "dataset.json").write_text(json.dumps(described))
         self.models[name] = FakeModel(channels=channels)
         return self.models[name]
 
@@ -195,6 +205,81 @@ def test_a_model_that_reads_what_the_dataset_does_not_have_is_refused(world: Wor
         Composed.load(drawn_recipe(**{"2d": {}}))
 
 
+# --- the region that a model was trained on ---------------------------------------------------------------------------
+
+PAROTIDS = {"organs": ["Parotid_L", "Parotid_R"], "from": "2d", "size_vox": [9, 20, 31]}
+
+
+def load_with_region(world: World, trained: dict[str, Any] | None, asked: dict[str, Any]) -> Composed:
+    """A region model whose dataset.json notes what it was trained on, and a page that asks for something."""
+    for name in ("2d", "3d"):
+        world.add(name, "Dataset011_Drawn", ["CT"])
+    noted = Region.model_validate(trained).model_dump(mode="json", by_alias=True) if trained else None
+    note = {"learned": {"both": LEARNED.as_dict()}, **({"region": noted} if noted else {})}
+    world.add("small", "Dataset012_drawn_small", ["CT"], note, {"Parotid_L": 1, "Parotid_R": 2})
+    known = {"2d": ORGANS, "3d": ORGANS, "small": {"Parotid_L": 1, "Parotid_R": 2}}
+    owner = {"Brainstem": "2d", "Parotid_L": "small", "Parotid_R": "small"}
+    FusionTable(ORGANS, owner, known, list(ORGANS), channels=("CT",)).save(
+        world.results / "recipes" / "drawn" / "fusion.json"
+    )
+    return Composed.load(drawn_recipe(small={"dataset": 12, "region": asked}, **{"2d": {}, "3d": {}}))
+
+
+@pytest.mark.parametrize(
+    ("edited", "said"),
+    [
+        ({"organs": ["Parotid_R", "Parotid_L"]}, r'organs \["Parotid_L", "Parotid_R"\] there and \["Parotid_R"'),
+        ({"flip_right": True}, "flip_right false there and true on the page"),
+        ({"size_vox": [3, 5, 31]}, r"size_vox \[9, 20, 31\] there and \[3, 5, 31\]"),
+        ({"from": "3d"}, 'from "2d" there and "3d"'),
+        ({"pad_value": 0.0}, r"pad_value -1024\.0 there and 0\.0"),
+    ],
+)
+def test_a_page_edited_after_training_is_refused_with_what_differs(
+    world: World, edited: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=rf"small was trained on another region than .*{said}.*; restore the page"):
+        load_with_region(world, PAROTIDS, {**PAROTIDS, **edited})
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [{"grow_at_most": 0}, {"fallback": ["3d"]}, {"plausible_mm": 30.0}, {"min_retention": 0.5},
+     {"copies": 0, "jitter_vox": [0, 0, 0], "seed": 7}],
+)  # fmt: skip
+def test_where_a_region_is_looked_for_and_how_it_grows_can_be_changed_after_training(
+    world: World, edited: dict[str, Any]
+) -> None:
+    assert load_with_region(world, PAROTIDS, {**PAROTIDS, **edited}).learned["small"]["both"] == LEARNED
+
+
+def test_a_model_that_notes_no_region_is_taken_if_its_labels_fit(world: World) -> None:
+    load_with_region(world, None, PAROTIDS)
+
+
+def test_a_model_that_notes_no_region_is_refused_if_its_labels_do_not_fit(world: World) -> None:
+    with pytest.raises(InputError, match=r'labels {"Parotid_L": 1, "Parotid_R": 2} there and {"Parotid_R": 1, "Paro'):
+        load_with_region(world, None, {**PAROTIDS, "organs": ["Parotid_R", "Parotid_L"]})
+
+
+def test_a_note_of_an_older_version_lacks_settings_that_are_new(world: World) -> None:
+    composed_of_three = load_with_region(world, PAROTIDS, PAROTIDS)
+    path = world.results / "Dataset012_drawn_small" / "nnUNetTrainerExtNoMirror__nnUNetPlansExt__small" / "dataset.json"
+    described = json.loads(path.read_text())
+    described["nnunet_ext"]["region"] = PAROTIDS
+    path.write_text(json.dumps(described))
+    assert Composed.load(composed_of_three.recipe).table == composed_of_three.table
+
+
+def test_results_of_another_version_of_this_package_are_not_kept(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folders)
+    assert all("kept" in line for line in run(folders))
+    monkeypatch.setattr("nnunet_ext.recipe.composed.__version__", "0.0.1")
+    assert not any("kept" in line for line in run(folders))
+
+
 # --- some organs ------------------------------------------------------------------------------------------------------
 
 
@@ -229,11 +314,13 @@ def test_only_the_asked_organs_are_written_under_their_usual_numbers(world: Worl
     assert json.loads((folders[1] / "dataset.json").read_text())["labels"] == {"background": 0, "Parotid_R": 3}
 
 
-def test_other_organs_do_every_case_again(world: World, folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("organs", [["Parotid_L", "Parotid_R"], ["Parotid_L"], None])
+def test_other_organs_need_another_folder(world: World, folders: tuple[Path, Path], organs: list[str] | None) -> None:
     recipe = three_models(world)
     run(folders, Composed.load(recipe, organs=["Parotid_R"]))
+    with pytest.raises(InputError, match=r"with other organs or numbers \(.*\); choose another folder"):
+        run(folders, Composed.load(recipe, organs=organs))
     assert all("kept" in line for line in run(folders, Composed.load(recipe, organs=["Parotid_R"])))
-    assert not any("kept" in line for line in run(folders, Composed.load(recipe, organs=["Parotid_L", "Parotid_R"])))
 
 
 def test_an_organ_that_the_recipe_does_not_have_is_refused_with_those_it_has(world: World) -> None:
@@ -267,6 +354,23 @@ def test_a_recipe_predicts_one_image_as_the_command_does(world: World, folders: 
     assert len(of_the_file) == 4
     assert len(report["repairs"]) == 1
     assert without_times(report) == without_times(written)
+
+
+@pytest.mark.parametrize("form", ["all", "needed", "all as an array", "needed as an array"])
+def test_a_recipe_takes_all_channels_of_its_dataset_or_those_that_its_models_read(
+    world: World, tmp_path: Path, form: str
+) -> None:
+    world.add("2d", "Dataset012_Other", ["T2w"])
+    world.table(ALL_FROM_2D, ["T1w", "T2w"])
+    truth = patient()
+    images = np.stack([np.full(SHAPE, -5.0, np.float32), image_of(truth)])
+    paths = [tmp_path / f"a_{i:04d}.nii.gz" for i in range(2)]
+    for path, image in zip(paths, images, strict=True):
+        write_image(path, image, Grid(SHAPE, SPACING_MM))
+    given = {"all": paths, "needed": paths[1:], "all as an array": images, "needed as an array": images[1:]}[form]
+    grid = Grid(SHAPE, SPACING_MM) if isinstance(given, np.ndarray) else None
+    labels, _ = drawn_recipe(**{"2d": {"dataset": 12}}).predict(given, grid)
+    np.testing.assert_array_equal(labels, truth)
 
 
 def page_file(recipe: Recipe, folder: Path) -> Path:

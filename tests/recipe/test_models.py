@@ -311,3 +311,61 @@ def test_a_missing_or_broken_description_is_refused_by_its_path(tmp_path: Path, 
     if content is not None:
         (folder / name).write_text(content)
     assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("plans.json", "configurations, image_reader_writer"), ("dataset.json", "labels, channel_names")],
+)
+def test_a_description_of_something_else_is_refused_with_what_it_lacks(tmp_path: Path, name: str, missing: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).write_text("{}")
+    message = refusal(folder)
+    assert message.startswith(f"{folder / name} has no {missing}")
+    assert message.endswith("so nnU-Net did not write it; copy the model again.")
+
+
+def test_plans_without_a_reader_are_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", lambda page: page.pop("image_reader_writer"))
+    assert refusal(folder).startswith(f"{folder}/plans.json has no image_reader_writer, so nnU-Net")
+
+
+@pytest.mark.parametrize("content", [{"x": 1}, [1], 3])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    folder = write_model(tmp_path / "model")
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    torch.save(content, path)
+    assert refusal(folder).startswith(f"{path} has no network_weights, init_args, trainer_name, ")
+
+
+def without(*keys: str) -> Change:
+    """Plans without a key somewhere below their configuration."""
+
+    def change(page: dict[str, Any]) -> None:
+        found = page["configurations"]["3d_fullres"]
+        for key in keys[:-1]:
+            found = found[key]
+        for key in keys[-1:]:
+            found.pop(key)
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans format")
+@pytest.mark.parametrize(
+    ("change", "init_args", "cause"),
+    [
+        (without("architecture"), {}, "'UNet_class_name' is missing"),
+        (without("architecture", "network_class_name"), {}, "'network_class_name' is missing"),
+        (without("architecture", "arch_kwargs", "strides"), {}, "strides"),
+        (without(), {"configuration": "2d"}, "Requested configuration 2d not found in plans"),
+        (without(), {"configuration": None}, "Requested configuration None"),
+    ],
+)  # fmt: skip
+def test_plans_in_which_something_is_missing_are_refused(
+    tmp_path: Path, change: Change, init_args: dict[str, Any], cause: str
+) -> None:
+    folder = write_model(tmp_path / "model", change, **({"init_args": init_args} if init_args else {}))
+    message = refusal(folder)
+    assert message.startswith(f"{folder}/plans.json describes a network that cannot be built: ")
+    assert cause in message

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from nnunet_ext.errors import BusyError, InputError
 from nnunet_ext.geometry import Box, Grid, grid_difference
-from nnunet_ext.io.nifti import read_labels, write_image
+from nnunet_ext.io.nifti import read_labels, write_image, write_labels
 from nnunet_ext.io.orientation import to_lps
 from nnunet_ext.recipe.composed import Composed, needed_models
 from tests.recipe.drawn import (
@@ -223,9 +224,10 @@ def test_the_report_of_a_case_says_who_owned_what_where_it_looked_and_what_it_is
             **report_box((3, 8, 12), (5, 7, 9)),
             "refused": {},
             "grown": 0,
-            "touches_border": False,
+            "touches_border": [],
             "organs": {"Brainstem": "region"},
             "left_out_voxels": {},
+            "disagreements": {},
             "models_apart_mm": 0.0,
         }
     }
@@ -278,17 +280,129 @@ def test_other_models_do_every_case_again(folders: tuple[Path, Path]) -> None:
     assert not any("kept" in line for line in said)
 
 
-@pytest.mark.parametrize("name", ["good_1.nii.gz", "good_1.json"])
-@pytest.mark.parametrize("left", [0.0, 0.5])
-def test_a_half_written_file_is_done_again(folders: tuple[Path, Path], name: str, left: float) -> None:
+@pytest.mark.parametrize("digest", ["0123", "4567"])
+def test_a_contour_that_was_corrected_by_hand_is_kept_and_its_case_fails(
+    folders: tuple[Path, Path], digest: str
+) -> None:
+    model = composed(**{"3d": FakeModel(digest=digest)})
     run(folders)
-    path = folders[1] / name
-    whole = read_labels(folders[1] / "good_1.nii.gz")[0]
-    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
-    said = run(folders)
-    assert [("kept" in line) for line in said] == [True, False, True]
-    np.testing.assert_array_equal(read_labels(folders[1] / "good_1.nii.gz")[0], whole)
-    assert json.loads((folders[1] / "good_1.json").read_text())["case"] == "good_1"
+    path = folders[1] / "good_1.nii.gz"
+    labels, grid = read_labels(path)
+    labels[0, 0, :7] = 2
+    write_labels(path, labels, grid)
+    message = failure(folders, model)
+    assert message.splitlines()[1:] == [
+        f"  good_1: {path} was changed after nnunet-ext wrote it, and is kept; to contour the case anew, move it and "
+        "good_1.json elsewhere."
+    ]
+    np.testing.assert_array_equal(read_labels(path)[0], labels)
+    assert len(times(folders[1])) == 6
+    for name in ("good_1.nii.gz", "good_1.json"):
+        (folders[1] / name).unlink()
+    assert "kept" not in run(folders, model)[1]
+
+
+def test_a_corrected_contour_is_kept_where_its_image_is_broken_now(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    (folders[1] / "good_1.nii.gz").write_bytes(b"corrected")
+    (folders[0] / "good_1_0000.nii.gz").write_bytes(b"broken")
+    assert "good_1" in failure(folders)
+    assert (folders[1] / "good_1.nii.gz").read_bytes() == b"corrected"
+
+
+def test_a_contour_that_is_corrected_while_its_case_is_predicted_is_kept(folders: tuple[Path, Path]) -> None:
+    run(folders)
+
+    def correct(images: NDArray[np.float32]) -> NDArray[np.integer]:
+        (folders[1] / "good_1.nii.gz").write_bytes(b"corrected")
+        return threshold(images)
+
+    assert "good_1.nii.gz was changed after" in failure(folders, composed(**{"2d": FakeModel(correct, digest="4567")}))
+    assert (folders[1] / "good_1.nii.gz").read_bytes() == b"corrected"
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"case": '])
+@pytest.mark.parametrize("image", ["good", "broken"])
+def test_a_map_that_no_report_vouches_for_is_never_replaced_or_removed(
+    folders: tuple[Path, Path], content: str | None, image: str
+) -> None:
+    run(folders)
+    (folders[1] / "good_1.nii.gz").write_bytes(b"of somebody else")
+    (folders[1] / "good_1.json").unlink()
+    if content is not None:
+        (folders[1] / "good_1.json").write_text(content)
+    if image == "broken":
+        (folders[0] / "good_1_0000.nii.gz").write_bytes(b"xx")
+    message = failure(folders)
+    assert f"good_1: {folders[1] / 'good_1.nii.gz'} was not written by nnunet-ext" in message
+    assert "good_0" not in message
+    assert (folders[1] / "good_1.nii.gz").read_bytes() == b"of somebody else"
+
+
+def test_another_recipe_may_not_write_into_the_same_folder(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    before = content_of(folders[1])
+    model = composed()
+    model.recipe = model.recipe.model_copy(update={"name": "other"})
+    with pytest.raises(InputError, match=r"OUT holds contours of recipe drawn, not of recipe other; choose another"):
+        run(folders, model)
+    assert content_of(folders[1]) == before
+
+
+def test_other_numbers_and_fewer_organs_may_not_be_written_into_the_same_folder(folders: tuple[Path, Path]) -> None:
+    run(folders)
+    before = content_of(folders[1])
+    table = composed().table
+    swapped = {"Parotid_R": 1, "Parotid_L": 2, "Brainstem": 3}
+    for other, named in (
+        (replace(table, organs=swapped), "Brainstem, Parotid_R"),
+        (table.only(["Parotid_L"]), "Brainstem, Parotid_R"),
+    ):
+        with pytest.raises(InputError, match=rf"recipe drawn with other organs or numbers \({named}\)"):
+            run(folders, replace(composed(), table=other))
+    assert content_of(folders[1]) == before
+
+
+@pytest.mark.parametrize("name", ["labelsTr", "IN"])
+def test_contours_are_not_written_among_files_of_others(folders: tuple[Path, Path], name: str) -> None:
+    output = folders[0].parent / name
+    if name == "labelsTr":
+        (folders[0].parent / "truth").rename(output)
+    before = content_of(output)
+    with pytest.raises(
+        InputError, match=r"labelsTr holds good_0\.nii\.gz, .* and no dataset\.json|IN is also an input"
+    ):
+        run((folders[0], output))
+    assert content_of(output) == before
+
+
+def test_the_dataset_json_of_a_dataset_is_not_overwritten(folders: tuple[Path, Path]) -> None:
+    folders[1].mkdir()
+    (folders[1] / "dataset.json").write_text('{"labels": {"background": 0, "Brainstem": 1}}')
+    with pytest.raises(InputError, match="OUT holds contours of another program, not of recipe drawn"):
+        run(folders)
+    assert [path.name for path in folders[1].iterdir()] == ["dataset.json"]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_kept_case_repeats_its_warnings(folders: tuple[Path, Path]) -> None:
+    model = composed(**{"3d": FakeModel(median_mm=(3.0, 0.2, 0.2))})
+    first, second = run(folders, model), run(folders, model)
+    warning = "voxel size far from what 3d was trained on"
+    assert warning in first[0]
+    assert second[0] == f"[1/3] good_0: done before, kept; {warning}"
+
+
+def test_an_image_that_is_a_link_to_nothing_fails_its_case(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "good_1_0000.nii.gz").unlink()
+    (folders[0] / "good_1_0000.nii.gz").symlink_to("nowhere.nii.gz")
+    message = failure(folders)
+    assert message.splitlines()[1:] == [
+        f"  good_1: {folders[0] / 'good_1_0000.nii.gz'} is missing; restore it, or what it is a link to."
+    ]
 
 
 def test_bad_cases_are_named_with_their_cause_and_the_good_ones_come_out(folders: tuple[Path, Path]) -> None:

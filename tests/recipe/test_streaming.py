@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nnunet_ext.errors import BusyError, CasesFailedError, InputError
 from nnunet_ext.geometry import Grid
+from nnunet_ext.io import contours
 from nnunet_ext.io.nifti import read_labels, write_image
 from nnunet_ext.recipe import predict
 from nnunet_ext.recipe.predict import predict_folder
@@ -74,8 +75,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[str], None
     work = getattr(predict, name)
 
     def spied(*arguments: Any) -> Any:
-        case = arguments[2].case if name == "_read_case" else arguments[1][0]["case"]
-        before(case)
+        before(arguments[2 if name == "_read_case" else 1].case)
         return work(*arguments)
 
     monkeypatch.setattr(predict, name, spied)
@@ -130,11 +130,9 @@ def test_a_fault_while_reading_or_writing_stays_with_its_case(
             raise error
 
     run(folders)
-    for path in folders[1].glob("*.json"):
-        path.unlink()  # everything is done again
     spy(monkeypatch, step, fail)
     with pytest.raises(CasesFailedError) as caught:
-        run(folders)
+        run(folders, Fake(digest="4567"))  # everything is done again
     assert str(caught.value).splitlines()[1:] == [f"  b: {error}"]
     check_whole(folders[1], ["a", "c", "d"])
 
@@ -194,7 +192,7 @@ def test_a_killed_run_leaves_whole_cases_and_a_second_run_does_the_others(
     left = {path.name for path in folders[1].iterdir()}
     assert {"a.nii.gz", "a.json"} <= left
     assert not {"c.nii.gz", "c.json", "d.nii.gz"} & left
-    assert step != "write" or ".part-half.nii.gz" in left
+    assert step != "write" or any(name.startswith(".part-") for name in left)
     said = run(folders)
     assert ["kept" in line for line in said][::3] == [True, False]
     check_whole(folders[1], CASES)
@@ -208,23 +206,62 @@ def run_until_killed(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
             os.kill(os.getpid(), signal.SIGKILL)
 
     def write_half(path: Path, labels: NDArray[np.integer], grid: Grid) -> None:
-        if path.name.startswith("c"):
-            (path.parent / ".part-half.nii.gz").write_bytes(b"half")
+        if labels.max() == 3:
+            path.write_bytes(b"half")
             kill()
         write(path, labels, grid)
 
-    write = predict.write_labels
     try:
+        write = contours.save_labels
         if step == "write":
-            monkeypatch.setattr(predict, "write_labels", write_half)
+            monkeypatch.setattr(contours, "save_labels", write_half)
         run(folders, Fake(kill) if step == "predict" else Fake())
     finally:
         os._exit(1)
 
 
-def test_a_second_run_goes_by_content_and_not_by_file_names(folders: tuple[Path, Path]) -> None:
-    folders[1].mkdir()
-    (folders[1] / "b.nii.gz").write_bytes(b"of somebody else")
+MOMENTS = ("unlink a.nii.gz", "unlink a.json", "replace a.json", "replace a.nii.gz")
+"""What happens to the files of a case that is done again, in this order."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_killed_at_any_moment_of_replacing_a_case_continues_by_itself(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, moment: str, after: bool
+) -> None:
+    run(folders)
+    child = os.fork()
+    if child == 0:  # pragma: no cover (another process, which dies)
+        try:
+            kill_at(monkeypatch, moment, after)
+            run(folders, Fake(digest="4567"))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    said = run(folders, Fake(digest="4567"))
+    assert ("kept" in said[0]) == (after and moment == MOMENTS[-1])
+    assert not any("kept" in line for line in said[1:])
+    check_whole(folders[1], CASES)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, moment: str, after: bool) -> None:
+    """Kill this process before or after a file is removed or comes to its place."""
+    verb, _, name = moment.partition(" ")
+    act = getattr(Path, verb)
+
+    def acting(path: Path, *arguments: Any, **options: Any) -> Any:
+        due = Path(arguments[0] if arguments else path).name == name
+        if due and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = act(path, *arguments, **options)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    monkeypatch.setattr(Path, verb, acting)
+
+
+def test_a_second_run_goes_by_content(folders: tuple[Path, Path]) -> None:
     assert not any("kept" in line for line in run(folders))
     check_whole(folders[1], CASES)
     assert all("kept" in line for line in run(folders))

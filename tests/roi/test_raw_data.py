@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ext.errors import InputError
 from nnunet_ext.roi.raw_data import case_digests, changed_cases, contoured_in, image_digests
 
 
@@ -60,3 +61,15 @@ def test_the_list_of_contoured_labels_counts_case_by_case_in_any_order(dataset: 
 
 def test_many_changed_cases_are_counted_after_the_fifth() -> None:
     assert changed_cases({str(n): "" for n in range(7)}, {}) == "0, 1, 2, 3, 4 and 2 more"
+
+
+def test_an_image_that_is_a_link_to_nothing_is_named_with_the_dataset_to_restore(dataset: Path) -> None:
+    path = dataset / "imagesTr" / "a_0000.nii.gz"
+    path.unlink()
+    path.symlink_to("../../Dataset301_Clean/imagesTr/a_0000.nii.gz")
+    with pytest.raises(InputError) as caught:
+        case_digests(dataset)
+    assert str(caught.value) == (
+        f"{path} cannot be read (No such file or directory); restore it, or the clean dataset that it is a link to "
+        "(`nnunet-ext noise` links to the images of its source)."
+    )
