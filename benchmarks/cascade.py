@@ -174,9 +174,14 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def source(origin: str) -> str:
+    """Where a contour comes from: the region, a whole-image model, or both where they disagree."""
+    return "region" if origin == "region" else "both" if origin.startswith("region+") else "whole image"
+
+
 def repaired(rows: list[Row]) -> str:
     """How far a broken localiser moves the result, apart for contours that the border test could bring whole into the
-    region and for those that had to be taken from a whole-image model."""
+    region, for those that are the region's and a whole-image model's together, and for those of such a model alone."""
     lines = [
         "| owner | localiser | contour | n | DSC | as trained | within 0.02 | or better | worst |",
         "|" + "---|" * 9,
@@ -184,9 +189,8 @@ def repaired(rows: list[Row]) -> str:
     before = {(r.owner, r.case, r.organ): r.dsc for r in rows if r.localiser == "as trained"}
     for owner, localiser in dict.fromkeys((r.owner, r.localiser) for r in rows if r.localiser != "as trained"):
         mine = [r for r in rows if (r.owner, r.localiser) == (owner, localiser)]
-        for name, own in (("region", [r for r in mine if r.origin == "region"]),
-                          ("whole image", [r for r in mine if r.origin != "region"])):  # fmt: skip
-            if own:
+        for name in ("region", "both", "whole image"):
+            if own := [r for r in mine if source(r.origin) == name]:
                 was = np.array([before[r.owner, r.case, r.organ] for r in own])
                 change = np.array([r.dsc for r in own]) - was
                 cells = [owner, localiser, name, str(len(own)), f"{np.mean(was + change):.3f}", f"{np.mean(was):.3f}",

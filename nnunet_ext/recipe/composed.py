@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_ext import __version__
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.laterality import check_laterality
 from nnunet_ext.fusion.merge import fuse_labels
@@ -27,6 +28,7 @@ from nnunet_ext.recipe.models import LoadedModel, load_model
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.region_prediction import LocatorMap, RegionalPrediction, region_warnings
 from nnunet_ext.recipe.schema import Recipe, locators_of
+from nnunet_ext.roi.agreement import check_trained_on
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.region import CENTRE, Region
 from nnunet_ext.roi.sides import WHOLE, frame_labels
@@ -70,10 +72,11 @@ class Composed:
 
     @property
     def digest(self) -> str:
-        """Hash of everything that decides a result except the image."""
+        """Hash of everything that decides a result except the image, the version of this package included."""
         models = {n: m.digest for n, m in self.models.items()}
         learned = {n: {part: known.as_dict() for part, known in parts.items()} for n, parts in self.learned.items()}
-        content = [self.recipe.digest, self.table.as_dict(), list(self.channels), models, learned, dict(self.steps)]
+        known = [self.table.as_dict(), list(self.channels), models, learned, dict(self.steps)]
+        content = [__version__, self.recipe.digest, *known]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @classmethod
@@ -95,7 +98,8 @@ class Composed:
             organs: Organs to contour; None is all of the recipe.
 
         Raises:
-            InputError: the recipe was not trained, it has no such organ, or a model cannot be loaded.
+            InputError: the recipe was not trained, it has no such organ, or a model cannot be loaded or was trained on
+                another region than the recipe's.
         """
         places = Places.of(recipe)
         if table is None and not places.fusion_table.exists():
@@ -108,13 +112,27 @@ class Composed:
         names = needed_models(recipe, table.owners)
         averaged = {n: folds or recipe.models[n].folds or recipe.folds for n in names}
         models = {n: load_model(places.model_folder(n), averaged[n], device or recipe.device) for n in names}
-        notes = {n: read_json(places.model_folder(n) / "dataset.json").get("nnunet_ext", {}) for n in names}
-        regions = [n for n in names if recipe.models[n].region is not None]
-        learned = {n: _learned(notes[n], places.model_folder(n)) for n in regions}
+        described = {n: read_json(places.model_folder(n) / "dataset.json") for n in names}
+        notes = {n: content.get("nnunet_ext", {}) for n, content in described.items()}
+        learned = {}
+        for name in names:
+            region, folder = recipe.models[name].region, places.model_folder(name)
+            if region is not None:
+                check_trained_on(folder, described[name], region)
+                learned[name] = _learned(notes[name], folder)
         channels = _dataset_channels(recipe, table, models)
         steps = _common_steps(notes, {n: model.channels for n, model in models.items()})
         extents = {n: Extent.of(note) for n, note in notes.items()}
         return cls(recipe, table, channels, models, learned, steps, extents)
+
+    def only_needed(self, image: Any) -> Any:
+        """The channels of ``needed`` from a list or an array of all ``channels`` in order; anything else as it is."""
+        numbers = list(self.needed.values())
+        if isinstance(image, np.ndarray):
+            return image[numbers] if image.ndim == 4 and len(image) == len(self.channels) else image
+        if isinstance(image, str | Path | Mapping) or len(image) != len(self.channels):
+            return image
+        return [image[number] for number in numbers]
 
     def predict(
         self, images: NDArray[np.float32], grid: Grid, say: Callable[[str], None] | None = None

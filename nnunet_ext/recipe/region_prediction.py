@@ -25,6 +25,8 @@ NOWHERE = "outside the image"
 """Rung of a region of which the image shows no place where it could lie."""
 APART_MM = 30.0
 """Our choice: two models that see an organ this far apart cannot both be right; a reader is told."""
+AGREE_DICE = 0.5
+"""Our choice: with less inside the region, a whole-image contour is not the organ that the region shows."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,14 @@ class RegionalPrediction:
             refused[located.rung] = "the region network found nothing there"
         else:
             located, attempt = tried[0]
-        organs, left_out = self._repair(part, attempt, chain)
+        repaired = self._repair(part, attempt, chain)
         self.report[part.name] = {
             "rung": located.rung,
             **box_entry(attempt.box),
             "refused": refused,
             "grown": attempt.growths,
-            "touches_border": bool(attempt.cut),
-            "organs": organs,
-            "left_out_voxels": left_out,
+            "touches_border": attempt.cut,
+            **repaired,
             "models_apart_mm": round(chain.apart_mm(self.grid.spacing_mm), 1),
         }
         return attempt.labels
@@ -175,16 +176,18 @@ class RegionalPrediction:
 
     # --- what the region could not give ------------------------------------------------------------------------------
 
-    def _repair(self, part: Part, attempt: Attempt, chain: Chain) -> tuple[dict[str, str], dict[str, int]]:
+    def _repair(self, part: Part, attempt: Attempt, chain: Chain) -> dict[str, dict[str, Any]]:
         """Take organs that are cut off or missing from a whole-image model.
 
         Of several such models the one counts that agrees best with the contour inside the region: a localiser that lost
-        half of an organ must not win over one that has it whole.
+        half of an organ must not win over one that has it whole. If even that one disagrees, what either sees is taken:
+        too much is there for a reader to see, and a lost part is not.
 
         Returns:
-            Organ to where it comes from, and organ to the voxels of that model that were not believed.
+            Entries of the report: organ to where it comes from, to the voxels of that model that were not believed, and
+            to what it and the region see where they disagree.
         """
-        origin, left_out = dict.fromkeys(part.organs, IN_REGION), dict[str, int]()
+        origin, left_out, disagreements = dict.fromkeys(part.organs, IN_REGION), dict[str, int](), dict[str, Any]()
         for organ in part.organs:
             number = frame_labels(self.region)[organ]
             mine = attempt.labels == number
@@ -192,18 +195,26 @@ class RegionalPrediction:
             if there and organ not in attempt.cut:
                 continue
             others = self._whole_image(part, organ, chain)
-            if others:
-                best = _closest(others, mine, attempt.box) if there else next(iter(others))
-                attempt.labels[mine] = 0
-                attempt.labels[others[best] & (attempt.labels == 0)] = number
-                origin[organ] = best
-                seen = next(seen for seen in self.locators if seen.name == best)
-                doubted = int(np.count_nonzero(seen.labels == seen.numbers[organ]) - np.count_nonzero(others[best]))
-                if doubted >= MIN_VOXELS:
-                    left_out[organ] = doubted
-            else:
+            if not others:
                 origin[organ] = IN_REGION if there else MISSING
-        return origin, left_out
+                continue
+            best = _closest(others, mine, attempt.box) if there else next(iter(others))
+            if there and _dice(others[best], mine, attempt.box) < AGREE_DICE:
+                origin[organ] = f"{IN_REGION}+{best}"
+                disagreements[organ] = {
+                    "model": best,
+                    "region_voxels": int(np.count_nonzero(mine)),
+                    "model_voxels": int(np.count_nonzero(others[best])),
+                }
+            else:
+                origin[organ] = best
+                attempt.labels[mine] = 0
+            attempt.labels[others[best] & (attempt.labels == 0)] = number
+            seen = next(seen for seen in self.locators if seen.name == best)
+            doubted = int(np.count_nonzero(seen.labels == seen.numbers[organ]) - np.count_nonzero(others[best]))
+            if doubted >= MIN_VOXELS:
+                left_out[organ] = doubted
+        return {"organs": origin, "left_out_voxels": left_out, "disagreements": disagreements}
 
     def _whole_image(self, part: Part, organ: str, chain: Chain) -> dict[str, NDArray[np.bool_]]:
         """An organ as the whole-image models see it at the places that were believed, in the order to ask."""
@@ -234,10 +245,12 @@ def region_warnings(name: str, report: Mapping[str, Any]) -> list[str]:
     for organ, origin in report["organs"].items():
         if origin == MISSING:
             lines.append(f"region of {name}: {organ} was found neither there nor at a plausible place elsewhere")
+        elif organ in report["disagreements"]:
+            lines.append(f"region of {name}: {_disagreement(organ, report['disagreements'][organ])}")
         elif origin != IN_REGION:
-            what = "touches its border" if report["touches_border"] else "is not in it"
+            what = "touches its border" if organ in report["touches_border"] else "is not in it"
             lines.append(f"region of {name}: {organ} {what}; its contour is that of the whole-image model {origin}")
-        elif report["touches_border"]:
+        elif organ in report["touches_border"]:
             lines.append(f"region of {name}: {organ} touches its border and may be cut off")
     if report["models_apart_mm"] > APART_MM:
         lines.append(f"region of {name}: models see it {report['models_apart_mm']:.0f} mm apart")
@@ -254,22 +267,31 @@ def _nowhere(part: Part, refused: Mapping[str, str]) -> dict[str, Any]:
         "stop": None,
         "refused": dict(refused),
         "grown": 0,
-        "touches_border": False,
+        "touches_border": [],
         "organs": dict.fromkeys(part.organs, MISSING),
         "left_out_voxels": {},
+        "disagreements": {},
         "models_apart_mm": 0.0,
     }
 
 
+def _disagreement(organ: str, seen: Mapping[str, Any]) -> str:
+    """What a cut organ consists of where the whole-image model sees something else."""
+    return (
+        f"{organ} touches its border and the whole-image model {seen['model']} sees something else "
+        f"({seen['region_voxels']} voxels here, {seen['model_voxels']} there); the contour is both together"
+    )
+
+
 def _closest(masks: Mapping[str, NDArray[np.bool_]], contour: NDArray[np.bool_], box: Box) -> str:
     """The mask with the highest Dice with a contour, inside a box; the first of equal ones."""
-    inside = crop(contour, box)
+    return max(masks, key=lambda name: _dice(masks[name], contour, box))
 
-    def dice(name: str) -> float:
-        mask = crop(masks[name], box)
-        return 2.0 * np.count_nonzero(mask & inside) / (np.count_nonzero(mask) + np.count_nonzero(inside))
 
-    return max(masks, key=dice)
+def _dice(mask: NDArray[np.bool_], contour: NDArray[np.bool_], box: Box) -> float:
+    """Dice of two masks inside a box, in which the second one is not empty."""
+    seen, inside = crop(mask, box), crop(contour, box)
+    return 2.0 * np.count_nonzero(seen & inside) / (np.count_nonzero(seen) + np.count_nonzero(inside))
 
 
 def _numbers(seen: LocatorMap, organs: Sequence[str] | Mapping[str, int]) -> list[int]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -180,6 +181,8 @@ class Recipe(BaseModel):
             _check_region(self, name, model)
             if model.folds and not set(model.folds) <= set(self.folds):
                 raise ValueError(f"model {name}: folds {model.folds} are not all trained, only {self.folds} are")
+        for (first, one), (second, other) in combinations(self.models.items(), 2):
+            _check_apart(first, one, second, other)
         try:
             self.in_order()
         except InputError as error:
@@ -248,7 +251,8 @@ class Recipe(BaseModel):
         Loads the models anew each time: for many images, load ``Composed`` once and call ``predict_image`` for each.
 
         Args:
-            image: One file, or one per channel (in the order of the recipe's dataset, or by name), or an array.
+            image: One file, or one per channel, or an array of the channels; by name, or in the order of the recipe's
+                dataset: all of its channels, of which those that no model reads are ignored, or the needed ones alone.
             grid: Of an array (Z, Y, X) or (C, Z, Y, X); a file has its own.
             folds: Folds whose networks are averaged; None is the page's choice.
             device: None is the recipe's.
@@ -263,7 +267,8 @@ class Recipe(BaseModel):
         from nnunet_ext.recipe.composed import Composed  # torch and nnU-Net: seconds
         from nnunet_ext.recipe.predict import predict_image
 
-        return predict_image(Composed.load(self, folds, device, organs=organs), image, grid)
+        composed = Composed.load(self, folds, device, organs=organs)
+        return predict_image(composed, composed.only_needed(image), grid)
 
 
 def locators_of(model: Model) -> tuple[str, ...]:
@@ -338,6 +343,22 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _plural(kinds: Sequence[Kind]) -> str:
     return " and ".join({"recipe": "recipes", "study": "studies"}[kind] for kind in kinds)
+
+
+def _check_apart(first: str, one: Model, second: str, other: Model) -> None:
+    """Refuse two models that would write into one folder, or into one place of a plans file."""
+    if (one.dataset, one.plans, one.configuration) != (other.dataset, other.plans, other.configuration):
+        return
+    if one.trainer == other.trainer:
+        raise ValueError(
+            f"models {first} and {second} share dataset, trainer, plans and configuration, so also the folder "
+            f"{one.folder_name}; give one of them other plans"
+        )
+    if (one.planning, one.settings) != (other.planning, other.settings):
+        raise ValueError(
+            f"models {first} and {second} share configuration {one.configuration} of plans {one.plans} and ask for "
+            "other planning or settings; give one of them other plans"
+        )
 
 
 def _check_region(recipe: Recipe, name: str, model: Model) -> None:

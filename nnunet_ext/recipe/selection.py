@@ -22,11 +22,12 @@ from nnunet_ext.fusion.merge import fuse_labels
 from nnunet_ext.fusion.rules import FusionTable, default_priority
 from nnunet_ext.fusion.select import CaseScore, NestedEstimate, choose_owners, nested_estimate, selection_table
 from nnunet_ext.geometry import Grid, grid_difference
-from nnunet_ext.io.atomic import write_json, write_text
+from nnunet_ext.io.atomic import read_json, write_json, write_text
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.labels import swap_pairs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
+from nnunet_ext.roi.agreement import check_trained_on
 from nnunet_ext.roi.pasting import paste_predictions, renumbered
 from nnunet_ext.roi.provenance import FILE_ENDING, ignore_number, label_numbers
 from nnunet_ext.roi.raw_data import contoured_in
@@ -86,7 +87,8 @@ def select(places: Places, say: Callable[[str], None]) -> FusionTable:
         say: Receives the tables.
 
     Raises:
-        InputError: a model or fold has no validation predictions, or their grids differ from the truth's.
+        InputError: a model or fold has no validation predictions, their grids differ from the truth's, or a model was
+            trained on another region than the recipe's.
     """
     recipe = places.recipe
     rows, volumes = _score_models(places)
@@ -149,13 +151,15 @@ def prepare_full_frame(places: Places, model: str, fold: int) -> Path:
     """Folder with a fold's validation predictions on whole images; a region model's are pasted there first.
 
     Raises:
-        InputError: the fold was not validated.
+        InputError: the fold was not validated, or the model was trained on another region.
     """
     validation = places.fold_folder(model, fold) / "validation"
     if not any(validation.glob(f"*{FILE_ENDING}")):
         raise InputError(f"{validation} holds no predictions; `nnunet-ext train` finishes model {model}, fold {fold}.")
-    target = places.full_frame(model, fold)
-    if target != validation:
+    target, region = places.full_frame(model, fold), places.recipe.models[model].region
+    if region is not None:
+        folder = places.model_folder(model)
+        check_trained_on(folder, read_json(folder / "dataset.json"), region)
         paste_predictions(places.sidecar(model), validation, places.truth_folder(), target)
     return target
 

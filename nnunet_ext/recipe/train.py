@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.io.atomic import read_json, write_json
@@ -154,14 +154,19 @@ def _preprocess(places: Places, name: str, say: Say) -> None:
     cases = case_digests(places.raw / dataset)
     expected = {"cases": cases, "digest": digest_of(decides)}
     manifest = folder / f"{data.name}_cases.json"  # beside the data: nnU-Net wants one file type inside
-    if manifest.exists() and _is_current(manifest, expected, places.raw / dataset):
+    if manifest.exists() and not _missing(data, cases) and _is_current(manifest, expected, places.raw / dataset):
         return
     say(f"preprocessing {dataset}, {model.configuration}")
+    manifest.unlink(missing_ok=True)  # interrupted, it must not vouch for a mixture
     plan.preprocess(model.dataset, model.plans, [model.configuration], _processes())
-    done = {p.stem for p in data.glob("*.pkl")}
-    if set(cases) - done:
-        raise InputError(f"{data} lacks {', '.join(sorted(set(cases) - done)[:5])} after preprocessing; run again.")
+    if missing := _missing(data, cases):
+        raise InputError(f"{data} lacks {some_of(missing)} after preprocessing; run again.")
     write_json(manifest, expected)
+
+
+def _missing(data: Path, cases: Collection[str]) -> list[str]:
+    """Cases that have no preprocessed data; nnU-Net writes the .pkl of a case last."""
+    return sorted(set(cases) - {path.stem for path in data.glob("*.pkl")})
 
 
 def _is_current(manifest: Path, expected: Mapping[str, Any], raw: Path) -> bool:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnunet_ext.geometry import Box
-from nnunet_ext.roi.centre import MIN_VOXELS
 
 GROWTH = 0.25
 """Our choice: a side that is touched moves out by a quarter of the region's edge; at least 10 mm."""
@@ -29,11 +28,10 @@ def inner_sides(box: Box, shape: Sequence[int]) -> list[Side]:
 
 
 def touched_sides(part: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> list[Side]:
-    """Inner sides of a region that an organ touches: its largest connected part with as little as one voxel.
+    """Inner sides of a region that an organ touches, with as little as one voxel: a thin nerve runs out through few.
 
-    A thin nerve runs out of a region through few voxels. Another part counts from 5 voxels on a side, if it holds a
-    fifth of the largest one's voxels. Smaller ones are specks: a network that is unsure leaves them at borders, and a
-    region that grew for them would only gather more.
+    Connected parts count if they hold a fifth of the largest one's voxels. Smaller ones are specks: a network that is
+    unsure leaves them at borders, and a region that grew for them would only gather more.
 
     Args:
         part: The organ inside the region.
@@ -46,17 +44,11 @@ def touched_sides(part: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> li
     sides = [side for side in inner_sides(box, shape) if _on_side(part, side).any()]
     if not sides:
         return []
-    components, count = ndimage.label(part, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    components, _ = ndimage.label(part, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    needed = np.where(sizes >= PART_SHARE * sizes.max(), MIN_VOXELS, np.inf)
-    needed[np.argmax(sizes)] = 1
-
-    def touches(side: Side) -> bool:
-        there = np.bincount(_on_side(components, side).ravel(), minlength=count + 1)
-        return bool((there >= needed)[1:].any())
-
-    return [side for side in sides if touches(side)]
+    counts = sizes >= PART_SHARE * sizes.max()
+    return [side for side in sides if counts[_on_side(components, side)].any()]
 
 
 def _on_side(part: NDArray[Any], side: Side) -> NDArray[Any]:

@@ -108,12 +108,17 @@ def derive_dataset(
         source held (``made_from``), and ``warnings``.
 
     Raises:
-        InputError: unknown organ, a case that a locator trained on, or unequal grids.
+        InputError: unknown organ, two locators of one name, a case that a locator trained on, or unequal grids.
     """
     if (target / "dataset.json").exists():
         raise InputError(f"{target} exists; choose another number or delete it.")
     if region.source not in NO_MODEL and len(locators) != 1 + len(region.fallback):
         raise ValueError(f"the region names {(region.source, *region.fallback)}, got {len(locators)} locators.")
+    twice = sorted({loc.name for loc in locators if sum(other.name == loc.name for other in locators) > 1})
+    if twice:
+        raise InputError(
+            f"two locating models are named {', '.join(twice)}; give every model once, each by its own name."
+        )
     source_json = read_json(source / "dataset.json")
     data = _open_source(source, source_json, region, channels)
     made_from = case_digests(source)

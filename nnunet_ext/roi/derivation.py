@@ -49,7 +49,8 @@ def derive_numbered(
 def _locator(folder: Path) -> Locator:
     if not (folder / "dataset.json").exists():
         raise InputError(f"{folder} is no trained model; give a folder like .../DatasetXXX_NAME/Trainer__Plans__conf.")
-    return Locator(folder.name, folder, _splits(folder.resolve().parent.name))
+    dataset, model = folder.resolve().parts[-2:]
+    return Locator(f"{dataset}/{model}", folder, _splits(dataset))
 
 
 def _splits(dataset: str) -> list[Split]:

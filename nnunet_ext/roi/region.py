@@ -64,7 +64,17 @@ class Region(BaseModel):
     jitter_vox: tuple[float, float, float] = (1.0, 2.0, 2.0)
     copies: int = Field(2, ge=0)
     pad_value: float = -1024.0
-    seed: int = 12345
+    seed: int = Field(12345, ge=0)
+
+    @model_validator(mode="after")
+    def _every_name_once(self) -> Region:
+        if not self.organs or not all(self.organs) or _has_twins(self.organs):
+            raise ValueError(f"organs must name every organ of the region once, not [{', '.join(self.organs)}]")
+        if self.fallback and self.source in NO_MODEL:
+            raise ValueError(f'fallback is asked where a model finds nothing; with from: "{self.source}" leave it out')
+        if _has_twins((self.source, *self.fallback)):
+            raise ValueError(f"from {self.source} and fallback {', '.join(self.fallback)} name one model twice")
+        return self
 
     @model_validator(mode="after")
     def _one_size(self) -> Region:
@@ -73,10 +83,11 @@ class Region(BaseModel):
             raise ValueError("give exactly one of size_mm, size_vox, margin_mm, fraction")
         if (self.fraction is not None) != (self.source == CENTRE):
             raise ValueError('fraction goes with from: "centre", and only with it')
-        if any(value <= 0 for size in sizes[:3] if isinstance(size, tuple) for value in size):
-            raise ValueError("every edge of a region must be positive")
-        if isinstance(self.margin_mm, tuple) and min(self.margin_mm) < 0:
-            raise ValueError("margin_mm must not be negative")
+        if not all(0 < value < math.inf for size in sizes[:3] if isinstance(size, tuple) for value in size):
+            raise ValueError("every edge of a region must be positive and finite")
+        for name, values in (("margin_mm", self.margin_mm), ("jitter_vox", self.jitter_vox)):
+            if isinstance(values, tuple) and not all(0 <= value < math.inf for value in values):
+                raise ValueError(f"{name} must be finite and not be negative")
         if self.margin_mm == "auto" and self.source in NO_MODEL:
             raise ValueError(
                 f'margin_mm "auto" learns from what a model misses; with from: "{self.source}" give numbers'
@@ -133,6 +144,10 @@ class Region(BaseModel):
         return z, y, x
 
 
+def _has_twins(names: Sequence[str]) -> bool:
+    return len(set(names)) < len(names)
+
+
 def _voxels(edges_mm: Sequence[float], grid: Grid) -> tuple[int, int, int]:
     """Edge lengths in voxels, rounded up."""
     z, y, x = (math.ceil(mm / s - 1e-6) for mm, s in zip(edges_mm, grid.spacing_mm, strict=True))
@@ -148,7 +163,8 @@ def region_of(**values: Any) -> Region:
     try:
         return Region(**{key: value for key, value in values.items() if value not in (None, ())})
     except ValidationError as error:
-        raise InputError("region: " + "; ".join(str(e["msg"]) for e in error.errors()) + ".") from error
+        faults = (f"{'.'.join(map(str, ('region', *e['loc'])))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{'; '.join(faults)}.") from error
 
 
 def box_entry(box: Box) -> dict[str, Any]:

@@ -86,10 +86,22 @@ def test_copies_are_the_same_for_the_same_seed_only(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ((), "exactly one of size_mm, size_vox, margin_mm, fraction"),
-        ((*SIZE, "--size-mm", "12", "6", "8"), "exactly one of size_mm"),
         (("--size-vox", "0", "6", "8"), "must be positive"),
+        (("--size-mm", "nan", "6", "8"), "must be positive and finite"),
+        ((*SIZE, "--jitter-vox", "-1", "2", "2"), "jitter_vox must be finite and not be negative"),
+        ((*SIZE, "--seed", "-3"), "region.seed: Input should be greater than or equal to 0"),
+        ((*SIZE, "--organs", "Brainstem"), "organs must name every organ of the region once"),
+        ((*SIZE, "--fallback", "/nowhere"), 'fallback is asked where a model finds nothing; with from: "truth" leave'),
     ],
+)
+def test_a_region_that_makes_no_sense_is_refused(raw: Path, options: tuple[str, ...], cause: str) -> None:
+    assert cause in refusal(run(*options))
+    assert not list(raw.glob("Dataset012_*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [((), "exactly one of size_mm, size_vox, margin_mm, fraction"), ((*SIZE, "--size-mm", "12", "6", "8"), "exactly")],
 )
 def test_a_size_is_given_exactly_once(raw: Path, options: tuple[str, ...], cause: str) -> None:
     assert cause in refusal(run(*options))
@@ -138,13 +150,35 @@ def test_a_locator_must_be_a_trained_model_with_predictions_on_held_out_cases(ra
     assert "no held-out prediction for 2 cases (a, b)" in refusal(run(*SIZE, origin=str(folder)))
 
 
-def test_predictions_of_the_fold_that_held_a_case_out_give_its_centre(raw: Path) -> None:
-    folder = raw.parent / "results" / "Dataset011_Drawn" / "Trainer__Plans__2d"
+def trained(raw: Path, dataset: str, finds: int = 1) -> Path:
+    """A model that sees every organ one voxel aside, or nothing."""
+    folder = raw.parent / "results" / dataset / "Trainer__Plans__2d"
     for fold, case in enumerate(("b", "a")):
         labels, grid = read_labels(raw / "Dataset011_Drawn" / "labelsTr" / f"{case}.nii.gz")
-        write_labels(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", np.roll(labels, 1, axis=2), grid)
+        moved = np.roll(labels * np.uint8(finds), 1, axis=2)
+        write_labels(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", moved, grid)
         (folder / f"fold_{fold}" / "checkpoint_final.pth").write_bytes(b"weights")
     (folder / "dataset.json").write_text((raw / "Dataset011_Drawn" / "dataset.json").read_text())
+    (raw / dataset).mkdir(exist_ok=True)
+    (raw / dataset / "splits_final.json").write_text((raw / "Dataset011_Drawn" / "splits_final.json").read_text())
+    return folder
+
+
+def test_models_of_two_datasets_whose_folders_have_one_name_are_told_apart(raw: Path) -> None:
+    blind, seeing = trained(raw, "Dataset013_Other", finds=0), trained(raw, "Dataset011_Drawn")
+    for number, (first, second) in {"12": (seeing, blind), "14": (blind, seeing)}.items():
+        result = run(*SIZE, "--fallback", str(second), origin=str(first), target=number)
+        assert result.exit_code == 0, result.exception
+        content = json.loads((raw / f"Dataset0{number}_Regions" / "regions.json").read_text())
+        rung = "located" if first == seeing else "fallback:Dataset011_Drawn/Trainer__Plans__2d"
+        assert {entry["rung"] for entry in content["cases"].values()} == {rung}
+    assert "two locating models are named Dataset011_Drawn/Trainer__Plans__2d" in refusal(
+        run(*SIZE, "--fallback", f"{seeing}/../Trainer__Plans__2d", origin=str(seeing), target="15")
+    )
+
+
+def test_predictions_of_the_fold_that_held_a_case_out_give_its_centre(raw: Path) -> None:
+    folder = trained(raw, "Dataset011_Drawn")
     result = run(*SIZE, origin=str(folder))
     assert "centres: located 2" in result.output
     assert "WARNING Trainer__Plans__2d, fold 0, 1: out-of-fold not provable" in result.stderr

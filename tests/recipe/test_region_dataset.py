@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,29 @@ class World:
             write(self.model / f"fold_{fold}" / "cases.json", {"train": CASES[1 - fold :][:1], "val": [case]})
         self.said: list[str] = []
 
-    def cut(self, **region: Any) -> None:
+    def add_3d(self) -> None:
+        """A second model that found the same; 2d found nothing in a."""
+        shutil.copytree(self.model, self.model.with_name("nnUNetTrainerExtNoMirror__nnUNetPlansExt__3d_fullres"))
+        write_labels(self.model / "fold_0" / "validation" / "a.nii.gz", np.zeros(GRID.shape, np.uint8), GRID)
+
+    @property
+    def derived(self) -> Path:
+        return self.roots[0] / "Dataset012_drawn_small"
+
+    def train(self) -> None:
+        """One fold of the region model is trained."""
+        folder = self.roots[2] / self.derived.name / "nnUNetTrainerExtNoMirror__nnUNetPlansExt__3d_fullres"
+        write(folder / "fold_1" / "checkpoint_final.pth", "weights")
+
+    def cut(self, channels: Any = None, with_3d: bool = False, **region: Any) -> None:
         small = {"organs": ["Brainstem"], "from": "2d", "copies": 0, **region}
-        models = {
+        models: dict[str, Any] = {
             "2d": {"dataset": 11, "configuration": "2d"},
-            "small": {"dataset": 12, "configuration": "3d_fullres", "region": small},
+            "small": {"dataset": 12, "configuration": "3d_fullres", "region": small, "channels": channels},
         }
-        page = {"name": "drawn", "title": "Drawn.", "dataset": 11, "organs": ["Brainstem"], "folds": [0, 1]}
+        if with_3d:
+            models["3d"] = {"dataset": 11, "configuration": "3d_fullres"}
+        page = {"name": "drawn", "title": "Drawn.", "dataset": 11, "organs": small["organs"], "folds": [0, 1]}
         recipe = Recipe.model_validate({**page, "device": "cpu", "models": models})
         self.said.clear()
         cut_regions(Places(recipe, *self.roots), "small", self.said.append)
@@ -129,6 +146,61 @@ def test_regions_of_other_folds_are_refused(world: World) -> None:
     write(world.roots[0] / "Dataset011_Drawn" / "splits_final.json", [{"train": ["a", "b"], "val": []}] * 2)
     with pytest.raises(InputError, match="was cut for other folds than Dataset011_Drawn has now; delete it"):
         world.cut(size_vox=LARGE)
+
+
+def test_what_was_made_of_an_earlier_cut_goes_with_it(world: World) -> None:
+    world.cut(size_vox=LARGE)
+    planned = world.roots[1] / world.derived.name
+    write(planned / "splits_final.json", json.loads((world.derived / "splits_final.json").read_text()))
+    write(planned / "dataset_fingerprint.json", "of the smaller regions")
+    write(world.roots[1] / "Dataset011_Drawn" / "dataset_fingerprint.json", "of the source")
+    with pytest.raises(InputError, match=r"copies 0 there and 2 on the page.*delete it"):
+        world.cut(size_vox=LARGE, copies=2)
+    assert planned.exists()
+    shutil.rmtree(world.derived)
+    world.cut(size_vox=LARGE, copies=2)
+    assert not planned.exists()
+    assert (world.roots[1] / "Dataset011_Drawn" / "dataset_fingerprint.json").exists()
+    world.cut(size_vox=LARGE, copies=2)
+    assert world.said == []
+
+
+def test_a_page_that_asks_for_all_channels_again_does_not_get_regions_of_one(world: World) -> None:
+    raw = world.roots[0] / "Dataset011_Drawn"
+    described = json.loads((raw / "dataset.json").read_text())
+    write(raw / "dataset.json", {**described, "channel_names": {"1": "T1w", "0": "CT"}})
+    for case in CASES:
+        write_image(raw / "imagesTr" / f"{case}_0001.nii.gz", np.zeros(GRID.shape, np.float32), GRID)
+    world.cut(size_vox=LARGE, channels=["CT"])
+    world.cut(size_vox=LARGE, channels=["CT"])
+    with pytest.raises(InputError, match=r"\(channels CT there and CT, T1w on the page\); delete it"):
+        world.cut(size_vox=LARGE)
+
+
+def test_other_models_to_ask_next_are_refused_before_a_training_and_said_after_it(world: World) -> None:
+    world.add_3d()
+    world.cut(size_vox=LARGE, with_3d=True, fallback=["3d"])
+    with pytest.raises(InputError, match=r'fallback \["3d"\] there and \[\] on the page\); delete it'):
+        world.cut(size_vox=LARGE, with_3d=True)
+    world.train()
+    for with_3d in (True, False):
+        world.cut(size_vox=LARGE, with_3d=with_3d)
+        assert world.said == [
+            f'{world.derived} was cut with fallback ["3d"] there and [] on the page; delete it to cut it anew'
+        ]
+    with pytest.raises(InputError, match="copies 0 there and 1 on the page"):
+        world.cut(size_vox=LARGE, copies=1)
+
+
+def test_an_organ_that_no_case_contains_is_not_trained_on_also_at_the_second_try(world: World) -> None:
+    path = world.roots[0] / "Dataset011_Drawn" / "dataset.json"
+    described = json.loads(path.read_text())
+    described["labels"]["Pituitary"] = 2
+    write(path, described)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no case that .*Dataset012_drawn_small was cut from contains Pituitary"):
+            world.cut(size_vox=LARGE, organs=["Brainstem", "Pituitary"])
+        assert not any("nan" in line for line in world.said)
 
 
 def test_regions_of_a_version_that_noted_no_data_are_kept_with_a_word_but_not_without_the_ignore_label(

@@ -65,8 +65,8 @@ def test_a_well_located_region_gives_the_organ_bit_by_bit():
     np.testing.assert_array_equal(labels, truth())
     assert report == {
         "both": {"rung": "located", "start": [11, 20, 23], "stop": [19, 40, 45], "refused": {}, "grown": 0,
-                 "touches_border": False, "organs": {"Pituitary": "region"}, "left_out_voxels": {},
-                 "models_apart_mm": 0.0}
+                 "touches_border": [], "organs": {"Pituitary": "region"}, "left_out_voxels": {},
+                 "disagreements": {}, "models_apart_mm": 0.0}
     }  # fmt: skip
     assert region_warnings("small", report["both"]) == []
 
@@ -173,7 +173,7 @@ def test_an_organ_that_stays_cut_off_comes_from_the_whole_image_model():
     labels, report = predict(region(grow_at_most=1), found(long_organ()), image=long_organ().astype(np.float32))
     np.testing.assert_array_equal(labels, long_organ())
     assert report["both"]["grown"] == 1
-    assert report["both"]["touches_border"]
+    assert report["both"]["touches_border"] == ["Pituitary"]
     assert report["both"]["organs"] == {"Pituitary": "2d"}
     assert "its contour is that of the whole-image model 2d" in region_warnings("small", report["both"])[0]
 
@@ -195,6 +195,107 @@ def test_without_a_whole_image_model_the_cut_contour_is_kept_and_said_to_be_cut(
     assert 0 < labels.sum() < long_organ().sum()
     assert report["both"]["organs"] == {"Pituitary": "region"}
     assert "may be cut off" in region_warnings("small", report["both"])[0]
+
+
+FIXED = Region.model_validate(
+    {"organs": ["Pituitary"], "from": "2d", "fallback": ["3d"], "size_mm": (24.0, 20.0, 22.0), "grow_at_most": 0}
+)
+"""Shows 20 rows of the long organ, which are 480 voxels."""
+
+
+def rows_of(start: int, stop: int) -> np.ndarray:
+    rows = np.zeros(SHAPE, np.uint8)
+    rows[13:17, start:stop, 30:36] = 1
+    return rows
+
+
+def predict_long_organ(seen: np.ndarray, wanted: Region = FIXED):
+    """The region lies well; 3d sees something else on the whole image."""
+    place = found(rows_of(20, 40), whole_image=False)
+    labels, report = predict(wanted, place, found(seen, name="3d"), image=long_organ().astype(np.float32))
+    return labels, report["both"]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6])
+def test_a_whole_image_model_that_lost_the_organ_takes_nothing_away_from_the_region(rows):
+    labels, report = predict_long_organ(rows_of(29, 29 + rows))
+    np.testing.assert_array_equal(labels, rows_of(20, 40))
+    assert report["organs"] == {"Pituitary": "region+3d"}
+    seen = {"model": "3d", "region_voxels": 480, "model_voxels": 24 * rows}
+    assert report["disagreements"] == {"Pituitary": seen}
+    assert region_warnings("small", report) == [
+        "region of small: Pituitary touches its border and the whole-image model 3d sees something else "
+        f"(480 voxels here, {24 * rows} there); the contour is both together"
+    ]
+
+
+def test_a_region_that_shows_a_rest_of_the_organ_hides_nothing_that_the_whole_image_model_sees():
+    """Its network must not win with a few voxels at a side over a whole organ."""
+    rest = np.zeros(SHAPE, np.uint8)
+    rest[13:17, 39:40, 30:36] = 1
+    place = found(rows_of(20, 40), whole_image=False)
+    labels, report = predict(FIXED, place, found(rows_of(21, 39), name="3d"), image=rest.astype(np.float32))
+    np.testing.assert_array_equal(labels, np.maximum(rest, rows_of(21, 39)))
+    assert report["both"]["organs"] == {"Pituitary": "region+3d"}
+
+
+def test_a_whole_image_model_whose_dice_inside_the_region_is_just_enough_replaces_the_organ():
+    labels, report = predict_long_organ(rows_of(33, 55))  # 7 rows inside: 14 / 27
+    np.testing.assert_array_equal(labels, rows_of(33, 55))
+    assert (report["organs"], report["disagreements"]) == ({"Pituitary": "3d"}, {})
+
+
+def test_a_whole_image_model_that_disagrees_adds_what_it_sees():
+    labels, report = predict_long_organ(np.maximum(rows_of(1, 22), rows_of(38, 59)))
+    np.testing.assert_array_equal(labels, long_organ())
+    assert report["organs"] == {"Pituitary": "region+3d"}
+    seen = {"model": "3d", "region_voxels": 480, "model_voxels": 24 * 42}
+    assert report["disagreements"] == {"Pituitary": seen}
+
+
+PAIR = Region.model_validate({**FIXED.model_dump(by_alias=True), "organs": ["Pituitary", "Lens"], "fallback": []})
+
+
+def predict_pair(seen: np.ndarray, image: np.ndarray, whole_image: bool = True):
+    """Lens 7 in what the model sees, 2 in the image."""
+    model = LocatorMap("2d", seen, {"Pituitary": 3, "Lens": 7}, whole_image)
+    labels, report = predict(PAIR, model, image=image.astype(np.float32))
+    return labels, report["both"], region_warnings("small", report["both"])
+
+
+def long_organ_and_lens() -> np.ndarray:
+    image = long_organ()
+    image[13:15, 27:30, 25:28] = 2
+    return image
+
+
+@pytest.mark.parametrize("whole_image", [True, False])
+def test_an_organ_is_not_called_cut_off_because_another_one_is(whole_image: bool):
+    _, report, warnings = predict_pair(truth() * np.uint8(3), long_organ_and_lens(), whole_image)
+    assert report["touches_border"] == ["Pituitary"]
+    assert report["organs"]["Lens"] == "region"
+    assert sum("touches its border" in line for line in warnings) == 1
+    assert not any("Lens" in line for line in warnings)
+
+
+def test_an_organ_that_is_missing_beside_one_that_is_cut_off_is_said_not_to_be_there():
+    seen = truth() * np.uint8(3)
+    seen[14, 40:43, 30:36] = 7
+    labels, report, warnings = predict_pair(seen, long_organ())
+    assert report["organs"]["Lens"] == "2d"
+    assert np.count_nonzero(labels == 2) == 18
+    assert "region of small: Lens is not in it; its contour is that of the whole-image model 2d" in warnings
+
+
+def test_what_a_whole_image_model_adds_takes_nothing_from_another_organ():
+    image = long_organ()
+    image[13:17, 20:40, 24:30] = 2  # the lens beside the pituitary
+    seen = np.zeros(SHAPE, np.uint8)
+    seen[13:17, 20:40, 24:35] = 3
+    labels, report, _ = predict_pair(seen, image)
+    np.testing.assert_array_equal(labels[:, 20:40] == 2, image[:, 20:40] == 2)
+    assert report["organs"]["Pituitary"] == "2d"
+    assert np.count_nonzero(labels == 1) == 4 * 20 * 5
 
 
 def test_an_organ_that_no_region_shows_comes_from_the_whole_image_model():

@@ -175,6 +175,19 @@ def test_a_page_that_does_not_fit_is_refused_in_one_sentence_that_names_file_and
     assert [text for text in named if text not in message] == [], message
 
 
+def test_two_models_that_would_write_into_one_place_are_refused(write: Write) -> None:
+    like_2d = {"dataset": 11, "configuration": "2d"}
+    message = refusal(write(models__wide={**like_2d, "settings": {"num_epochs": 10}}))
+    assert "models 2d and wide share dataset, trainer, plans and configuration" in message
+    assert "nnUNetTrainerExtNoMirror__nnUNetPlansExt__2d" in message
+    other = {**like_2d, "trainer": "nnUNetTrainerExt"}
+    for asks in ({"settings": {"num_epochs": 10}}, {"planning": {"base_features": 8}}):
+        message = refusal(write(models__wide={**other, **asks}))
+        assert "share configuration 2d of plans nnUNetPlansExt and ask for other planning or settings" in message
+    for apart in (other, {**like_2d, "plans": "nnUNetPlansExtWide"}, {**like_2d, "configuration": "3d_fullres"}):
+        assert "wide" in Recipe.load(write(models__wide=apart)).models
+
+
 def test_a_model_cannot_predict_with_folds_that_nobody_trains(write: Write) -> None:
     changed = write(models__2d={"dataset": 11, "configuration": "2d", "folds": [1, 4]})
     assert "model 2d: folds (1, 4) are not all trained" in refusal(changed)

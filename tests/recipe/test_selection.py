@@ -112,9 +112,11 @@ class World:
         for case in CASES:
             write_labels(self.raw / "labelsTr" / f"{case}.nii.gz", truth(case), GRID)
         region = self.places.raw / "Dataset012_drawn_small"
-        self.write_json(region / "dataset.json", {"labels": {"background": 0, "OpticChiasm": 1}})
+        described = {"labels": {"background": 0, "OpticChiasm": 1}}
+        self.write_json(region / "dataset.json", described)
         if "small" in self.recipe.models:
             self.write_json(region / "regions.json", sidecar_of(self.recipe))
+            self.write_json(self.places.model_folder("small") / "dataset.json", described)
         self.said: list[str] = []
 
     @staticmethod
@@ -309,6 +311,20 @@ def test_held_out_cases_come_in_the_numbers_of_the_recipe(world: World) -> None:
     np.testing.assert_array_equal(items["a"].truth == 1, truth("a") == IN_DATASET["OpticChiasm"])
     assert set(np.unique(items["a"].predictions["2d"])) == {0, 3}
     assert items["a"].contoured is None
+
+
+def test_a_page_whose_region_was_edited_after_training_is_refused(world: World) -> None:
+    path = world.places.model_folder("small") / "dataset.json"
+    noted = sidecar_of(world.recipe)["region"]
+    described = {"labels": {"background": 0, "OpticChiasm": 1}}
+    world.write_json(path, {**described, "nnunet_ext": {"region": {**noted, "grow_at_most": 0, "fallback": ["3d"]}}})
+    world.select()
+    world.write_json(path, {**described, "nnunet_ext": {"region": {**noted, "size_vox": [6, 8, 9]}}})
+    with pytest.raises(InputError, match=r"trained on another region .*size_vox \[6, 8, 9\] there and \[6, 8, 8\] on"):
+        world.select()
+    world.write_json(path, {"labels": {"background": 0, "Parotid_L": 1, "OpticChiasm": 2}})
+    with pytest.raises(InputError, match=r'labels {"Parotid_L": 1, "OpticChiasm": 2} there and {"OpticChiasm": 1}'):
+        world.select()
 
 
 def test_a_fold_without_predictions_is_refused_by_model_and_fold(world: World) -> None:

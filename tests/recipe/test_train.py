@@ -135,6 +135,34 @@ def test_preprocessing_that_stopped_early_is_repeated(world: World) -> None:
         world.train()
 
 
+@pytest.mark.parametrize("lost", ["nnUNetPlansExt_2d", "nnUNetPlansExt_2d/c.pkl"])
+def test_preprocessed_data_that_are_gone_are_made_again(world: World, lost: str) -> None:
+    world.train()
+    path = world.preprocessed / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert world.train() == ["preprocess 2d", "select"]
+
+
+def test_preprocessing_that_was_killed_vouches_for_nothing_even_if_the_correction_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.train()
+    labels = world.roots["raw"] / DATASET / "labelsTr" / "a.nii.gz"
+    before = labels.read_text()
+    write(labels, "corrected contours")
+
+    def killed(*arguments: Any) -> None:
+        write(world.preprocessed / "nnUNetPlansExt_2d" / "a.pkl", "of the correction")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "preprocess", killed)
+    with pytest.raises(KeyboardInterrupt):
+        world.train()
+    monkeypatch.setattr(plan, "preprocess", world.preprocess)
+    write(labels, before)
+    assert world.train() == ["preprocess 2d", "select"]
+
+
 def test_another_normalisation_is_preprocessed_anew_and_never_trained_on_the_old_data(world: World) -> None:
     world.train()
     for fold in (0, 1):

@@ -38,10 +38,14 @@ def test_specks_at_a_border_do_not_count_only_the_organ_itself_does():
     assert touched_sides(speck, BOX, SHAPE) == [(0, 0)]
 
 
-@pytest.mark.parametrize(("wide", "sides"), [(2, []), (3, [(0, 0)])], ids=["4 voxels", "6 voxels"])
-def test_the_other_half_of_an_organ_counts_from_5_voxels_on_a_side(wide, sides):
-    half = contour(np.s_[5:9, 2:6, 2:6])
-    assert touched_sides(half | contour(np.s_[0:4, 2:4, 2 : 2 + wide]), BOX, SHAPE) == sides
+@pytest.mark.parametrize(
+    ("other", "sides"),
+    [(np.s_[0:2, 1:3, 2:4], [(0, 0)]), (np.s_[0:6, 3:4, 3:4], [(0, 0)]), (np.s_[0:5, 3:4, 3:4], [])],
+    ids=["a third through 2 × 2 voxels", "a fifth through one voxel", "less than a fifth"],
+)
+def test_the_other_half_of_an_organ_counts_with_one_voxel_and_a_speck_does_not(other, sides):
+    half = contour(np.s_[5:8, 5:8, 2:5])  # 27 voxels
+    assert touched_sides(half | contour(other), BOX, SHAPE) == sides
 
 
 def test_a_contour_one_voxel_inside_touches_nothing():

@@ -15,6 +15,7 @@ from nnunet_ext.io.orientation import to_lps
 from nnunet_ext.roi.dataset import SIDECAR, derive_dataset
 from nnunet_ext.roi.pasting import paste_predictions, renumbered
 from nnunet_ext.roi.region import Region
+from nnunet_ext.roi.retention import absent_organs, cut_organs, retention_lines
 from nnunet_ext.roi.survey import Locator
 
 ORGANS = {"Brainstem": 1, "OpticChiasm": 2, "Pituitary": 3}
@@ -197,6 +198,18 @@ def test_a_region_of_10_mm_fails_the_retention_test_and_names_the_cases(source, 
     assert retention["Pituitary"]["min"] <= retention["Pituitary"]["mean"]
 
 
+def test_an_organ_that_no_case_contains_is_said_so_now_and_when_read_again(source, tmp_path):
+    for case in CASES:
+        path = source / "labelsTr" / f"{case}.nii.gz"
+        labels, grid = read_labels(path)
+        write_labels(path, np.where(labels == 3, 0, labels), grid)
+    written = derive_dataset(source, tmp_path / "out", region(copies=0), SPLITS)
+    for sidecar in (written, read_json(tmp_path / "out" / SIDECAR)):
+        assert sidecar["retention"]["Pituitary"] == {"mean": None, "min": None, "below_99_percent": []}
+        assert retention_lines(sidecar)[1].startswith("Pituitary: no case contains it")
+        assert (cut_organs(sidecar), absent_organs(sidecar)) == ([], ["Pituitary"])
+
+
 def test_an_organ_that_a_case_lacks_does_not_count_against_the_region(source, tmp_path):
     path = source / "labelsTr" / "a.nii.gz"
     labels, grid = read_labels(path)
@@ -240,6 +253,13 @@ def test_when_the_model_finds_nothing_the_next_model_is_asked(source, model, tmp
     cases = derive_dataset(source, tmp_path / "out", wanted, SPLITS, locators)["cases"]
     assert [cases[case]["rung"] for case in CASES] == ["located", "fallback:3d", "located", "located"]
     assert cases["b"]["locator"]["model"] == "3d"
+
+
+def test_two_models_of_one_name_are_refused(source, model, tmp_path):
+    wanted = region(source="2d", fallback=("3d",), copies=0)
+    with pytest.raises(InputError, match="two locating models are named 2d; give every model once"):
+        derive_dataset(source, tmp_path / "out", wanted, SPLITS, [Locator("2d", model, SPLITS)] * 2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_when_no_model_finds_anything_the_usual_place_in_the_body_is_used(source, model, tmp_path):

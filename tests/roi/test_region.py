@@ -13,6 +13,7 @@ from nnunet_ext.roi.prior import Prior
 from nnunet_ext.roi.region import CENTRE, Region, box_entry, box_from_entry
 
 GRID = Grid((40, 96, 97), (3.0, 1.0, 1.0))
+NAN, INF = float("nan"), float("inf")
 
 
 def region(**how: object) -> Region:
@@ -67,6 +68,19 @@ def test_the_central_voxel_of_a_box_is_the_centre():
         ({"organs": ["Eye_L", "Eye_R"], "from": CENTRE, "fraction": (1, 1, 1), "flip_right": True}, "locating model"),
         ({"size_vox": (1, 1, 1), "size": 3}, "Extra inputs"),
         ({"size_vox": (1, 1, 1), "copies": -1}, "greater than or equal to 0"),
+        ({"size_vox": (1, 1, 1), "seed": -1}, "greater than or equal to 0"),
+        ({"size_vox": (1, 1, 1), "jitter_vox": (-1, 2, 2)}, "jitter_vox must be finite and not be negative"),
+        ({"size_vox": (1, 1, 1), "jitter_vox": (1, NAN, 2)}, "jitter_vox must be finite"),
+        ({"size_mm": (NAN, 1, 1)}, "positive and finite"),
+        ({"size_mm": (INF, 1, 1)}, "positive and finite"),
+        ({"margin_mm": (1, NAN, 1)}, "margin_mm must be finite"),
+        ({"fraction": (1, INF, 1), "from": CENTRE}, "positive and finite"),
+        ({"organs": [], "size_vox": (1, 1, 1)}, r"name every organ of the region once, not \[\]"),
+        ({"organs": ["A", ""], "size_vox": (1, 1, 1)}, "name every organ"),
+        ({"organs": ["A", "B", "A"], "size_vox": (1, 1, 1)}, r"once, not \[A, B, A\]"),
+        ({"from": "body", "fallback": ["3d"], "size_vox": (1, 1, 1)}, 'with from: "body" leave it out'),
+        ({"from": "truth", "fallback": ["3d"], "size_vox": (1, 1, 1)}, 'with from: "truth" leave it out'),
+        ({"fallback": ["3d", "2d"], "size_vox": (1, 1, 1)}, "name one model twice"),
     ],
 )
 def test_a_region_that_makes_no_sense_is_refused(how, message):
