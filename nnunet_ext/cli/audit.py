@@ -9,7 +9,8 @@ import click
 
 @click.command()
 @click.argument("run")
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write; default: audit in the run's own.")
+@click.option("-o", "output", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder to write; default: audit in the run's own.")  # fmt: skip
 @click.option("--show", type=click.IntRange(min=1), default=12, show_default=True, help="Lines to print.")
 def command(run: str, output: Path | None, show: int) -> None:
     """Rank the contours of RUN, a trained model's folder or a trained recipe, by how much they deserve a second look.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext.conversion.workplace import Workplace
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import default_present, read_organs
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.io.nifti import read_labels, write_labels
@@ -54,17 +55,20 @@ class Noise:
         """Refuse what cannot be drawn.
 
         Raises:
-            InputError: a share outside 0 to 1, an empty or negative range, or part of a voxel.
+            InputError: a share outside 0 to 1, an empty, negative or endless range, part of a voxel, or a
+                negative seed.
         """
         if not 0 <= self.ratio <= 1:
             raise InputError(f"the ratio of noisy cases is {self.ratio:g}, expected 0 to 1.")
-        if not 0 < self.low <= self.high:
+        if not 0 < self.low <= self.high < math.inf:
             raise InputError(
-                f"the range of the noise is {self.low:g} to {self.high:g} {self.unit}, expected two numbers above 0, "
-                "the smaller first."
+                f"the range of the noise is {self.low:g} to {self.high:g} {self.unit}, expected two finite "
+                "numbers above 0, the smaller first."
             )
         if self.unit == "voxels" and (self.low % 1 or self.high % 1):
             raise InputError(f"the range is {self.low:g} to {self.high:g} voxels; give whole voxels, or millimetres.")
+        if self.seed < 0:
+            raise InputError(f"the seed of the noise is {self.seed}, expected a whole number from 0.")
 
     def draw(self, cases: Collection[str]) -> dict[str, Displacement | None]:
         """What happens to every case: one direction and one amount, or None for a case that stays clean.
@@ -192,7 +196,7 @@ def lines_of(sidecar: Mapping[str, Any]) -> list[str]:
         f"{counts['erode']} eroded, {counts['dilate']} dilated."
     ]
     for structure, erased in sidecar["erased"].items():
-        lines.append(f"erased: {structure} in {len(erased)} case{'s' * (len(erased) > 1)} ({', '.join(erased[:5])})")
+        lines.append(f"erased: {structure} in {len(erased)} case{'s' * (len(erased) > 1)} ({some_of(erased)})")
     lost = sum(entry["lost_voxels"] for entry in noisy.values())
     if lost:
         lines.append(f"{lost} voxels where structures meet in a way that no label says: the old or the nearest stays.")

@@ -7,6 +7,7 @@ an edge; millimetres and 3D as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -102,9 +103,9 @@ def corrupt_labels(
         labels: (Z, Y, X), whole numbers; a flat picture has Z = 1.
 
     Raises:
-        ValueError: not three-dimensional, or a negative amount.
+        ValueError: not three-dimensional, or an amount that is negative or infinite.
     """
-    if labels.ndim != 3 or move.amount < 0:
+    if labels.ndim != 3 or not 0 <= move.amount < math.inf:
         raise ValueError(f"expected (Z, Y, X) and an amount from 0, got shape {labels.shape}, amount {move.amount}.")
     moved = {name: _moved(np.isin(labels, numbers), move, spacing_mm) for name, numbers in structures.items()}
     numbers = np.array(sorted({n for group in structures.values() for n in group}))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError, some_of
+from nnunet_ext.evaluation.axial import axes_upright
 from nnunet_ext.evaluation.contact_sheet import Tile, draw_contact_sheet
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.overlay import WINDOW_HU
-from nnunet_ext.evaluation.suspicion import Finding, csv_text, finding, ranked
+from nnunet_ext.evaluation.suspicion import DISTRUST, NO_QUALITY, Finding, csv_text, finding, ranked
+from nnunet_ext.geometry import HEAD_FOOT, body_axis, grid_difference
 from nnunet_ext.io.atomic import write_text
 from nnunet_ext.io.nifti import read_image
-from nnunet_ext.recipe.audit_cases import HeldOutPair, pairs_of_model, pairs_of_recipe, volume_ml
+from nnunet_ext.recipe.audit_cases import HeldOutPair, ModelCases, RecipeCases, volume_ml
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
+
+Cases = ModelCases | RecipeCases
 
 SHEET, TABLE = "audit.png", "audit.csv"
 WORST = 12
@@ -39,34 +44,38 @@ def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Fin
     Raises:
         InputError: neither a model folder nor a recipe, no finished fold, or files that do not fit.
     """
-    if Path(run).is_dir():
-        home, pairs = Path(run), pairs_of_model(Path(run), say)
-    else:
-        places = Places.of(Recipe.load(run))
-        home, pairs = places.summary, pairs_of_recipe(places)
-    found: list[Finding] = []
-    drawn_ml: dict[str, list[float]] = defaultdict(list)
-    forgotten_ml: dict[str, dict[str, float]] = defaultdict(dict)
-    for pair in pairs:
-        for organ, found_ml in pair.not_contoured_ml.items():
-            forgotten_ml[organ][pair.case] = found_ml
-        for organ, (contour, prediction) in pair.organs.items():
-            drawn_ml[organ].append(volume_ml(contour, pair.grid))
-            seen = deviation(contour, prediction, pair.grid.spacing_mm)
-            if seen is not None:
-                found.append(finding(pair.case, organ, pair.fold, seen, pair.weight))
+    cases = ModelCases(Path(run), say) if Path(run).is_dir() else RecipeCases(Places.of(Recipe.load(run)))
+    folder = output or cases.home / "audit"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, so nothing can be written into it; name a folder with -o.")
+    found, lines = _compared(cases)
     rows = ranked(found)
     if not rows:
         raise InputError(f"{run} has no contour that a model held out; train its folds first.")
-    folder = output or home / "audit"
-    folder.mkdir(parents=True, exist_ok=True)
-    _draw(folder / SHEET, rows[:WORST], pairs_of_model(home, lambda line: None) if Path(run).is_dir()
-          else pairs_of_recipe(places))  # fmt: skip
     write_text(folder / TABLE, csv_text(rows))
-    for line in forgotten(drawn_ml, forgotten_ml):
+    for line in [*lines, *distrusted(rows)]:
         say(line)
-    say(f"{len(rows)} contours of {len({row.case for row in rows})} cases; written: {folder / TABLE}, {folder / SHEET}")
+    drawn = _draw(folder / SHEET, rows[:WORST], cases, say)
+    written = f"{folder / TABLE}, {folder / SHEET}" if drawn else f"{folder / TABLE}"
+    say(f"{len(rows)} contours of {len({row.case for row in rows})} cases; written: {written}")
     return rows
+
+
+def _compared(cases: Cases) -> tuple[list[Finding], list[str]]:
+    """Every contour beside its prediction, and what is to be said of those that are missing."""
+    found: list[Finding] = []
+    drawn_ml: dict[str, list[float]] = defaultdict(list)
+    forgotten_ml: dict[str, dict[str, float]] = defaultdict(dict)
+    for pair in cases.pairs():
+        for organ, found_ml in pair.not_contoured_ml.items():
+            forgotten_ml[organ][pair.case] = found_ml
+        head_foot, _ = body_axis(pair.grid.direction, HEAD_FOOT)
+        for organ, (contour, prediction) in pair.organs.items():
+            drawn_ml[organ].append(volume_ml(contour, pair.grid))
+            seen = deviation(contour, prediction, pair.grid.spacing_mm, head_foot)
+            if seen is not None:
+                found.append(finding(pair.case, organ, pair.fold, seen, pair.quality.get(organ, NO_QUALITY)))
+    return found, forgotten(drawn_ml, forgotten_ml)
 
 
 def forgotten(drawn_ml: Mapping[str, Sequence[float]], found_ml: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -88,23 +97,52 @@ def forgotten(drawn_ml: Mapping[str, Sequence[float]], found_ml: Mapping[str, Ma
     return lines
 
 
-def _draw(path: Path, worst: list[Finding], pairs: Iterator[HeldOutPair]) -> None:
-    """The sheet; cases are read again, so that only those on it are in memory."""
-    wanted = {row.case for row in worst}
+def distrusted(rows: Sequence[Finding]) -> list[str]:
+    """What to say of cases whose contours the quality network trusts much less than those beside them."""
+    doubted = {row.case: row for row in sorted(rows, key=lambda row: row.distrust) if row.distrust > DISTRUST}
+    if not doubted:
+        return []
+    names = [f"{case} (weight {row.weight:.2g})" for case, row in reversed(doubted.items())]
+    return [f"cases the quality network distrusts: {some_of(names)}"]
+
+
+def _draw(path: Path, worst: Sequence[Finding], cases: Cases, say: Callable[[str], None]) -> bool:
+    """Write the sheet, and say which cases cannot be drawn; False where none can.
+
+    Cases are read again, so that only those on the sheet are in memory.
+    """
     tiles: dict[tuple[str, str], Tile] = {}
-    for pair in pairs:
-        if pair.case not in wanted:
+    for pair in cases.pairs({row.case for row in worst}):
+        try:
+            image = _image(pair)
+        except (InputError, ValueError) as error:
+            say(f"{pair.case} is not on {path.name}: {error}")
             continue
-        image = read_image(pair.image)[0]
         low, high = (float(v) for v in np.percentile(image, (1, 99)))
-        for row in worst:
-            if row.case == pair.case:
-                title = (
-                    f"{row.case}  {row.organ}\n{row.kind}, {row.signed_mm:+.1f} mm, mean distance {row.assd_mm:.1f} mm"
-                )
-                window = WINDOW_HU if pair.is_ct else (low, high)
-                tiles[row.case, row.organ] = Tile(title, image, pair.grid, *pair.organs[row.organ], window)
-    draw_contact_sheet(path, [tiles[row.case, row.organ] for row in worst], "Contours to look at first")
+        window = WINDOW_HU if pair.is_ct else (low, high)
+        for row in (row for row in worst if row.case == pair.case):
+            title = f"{row.case}  {row.organ}\n{row.kind}, {row.signed_mm:+.1f} mm, mean distance {row.assd_mm:.1f} mm"
+            tiles[row.case, row.organ] = Tile(title, image, pair.grid, *pair.organs[row.organ], window)
+    path.unlink(missing_ok=True)  # of an earlier audit
+    if tiles:
+        shown = [tiles[key] for row in worst if (key := (row.case, row.organ)) in tiles]
+        draw_contact_sheet(path, shown, "Contours to look at first")
+    return bool(tiles)
+
+
+def _image(pair: HeldOutPair) -> NDArray[np.float32]:
+    """The image of a case that can be drawn.
+
+    Raises:
+        InputError: it cannot be read, or lies on another grid than the contours.
+        ValueError: its grid is too oblique for axial slices.
+    """
+    axes_upright(pair.grid)
+    image, grid = read_image(pair.image)
+    difference = grid_difference(grid, pair.grid)
+    if difference:
+        raise InputError(f"{pair.image} and the contours differ in grid: {difference}; convert the case again.")
+    return image
 
 
 def overview(rows: list[Finding], count: int = WORST) -> str:

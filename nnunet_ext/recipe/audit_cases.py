@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import DatasetOrgans, read_organs
+from nnunet_ext.evaluation.suspicion import Quality, qualities
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json
@@ -20,9 +21,10 @@ from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.io.numbered import SPLITS_FILE, Split, splits_in_use
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.recipe.places import Places
-from nnunet_ext.recipe.selection import held_out_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, held_out_predictions, unproven
+from nnunet_ext.recipe.selection import HeldOutCase, held_out_cases
+from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, HeldOut, held_out_predictions, unproven
 from nnunet_ext.roi.raw_data import contoured_in
+from nnunet_ext.roi.sides import WHOLE, parts_of
 
 Mask = NDArray[np.bool_]
 
@@ -38,7 +40,7 @@ class HeldOutPair:
         organs: Organ to contour and prediction, (Z, Y, X) bool, for organs that were contoured.
         image: First channel.
         is_ct: Whether that is a CT.
-        weight: Quality weight from a network that never saw the case; NaN without.
+        quality: Organ to what the quality network of its model says of the case; organs without one are left out.
         not_contoured_ml: Organ to the volume of its prediction, for organs that nobody contoured here.
     """
 
@@ -48,43 +50,65 @@ class HeldOutPair:
     organs: Mapping[str, tuple[Mask, Mask]]
     image: Path
     is_ct: bool
-    weight: float = float("nan")
+    quality: Mapping[str, Quality] = field(default_factory=dict)
     not_contoured_ml: Mapping[str, float] = field(default_factory=dict)
 
 
-def pairs_of_model(folder: Path, say: Callable[[str], None]) -> Iterator[HeldOutPair]:
+class ModelCases:
     """Cases of the finished folds of one model, in its own dataset.
+
+    Args:
+        folder: Model folder.
+        say: Receives what a reader of the audit must know.
 
     Raises:
         InputError: no finished fold, leaked cases, or a dataset that is not there.
     """
-    dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
-    described, organs = _described(dataset, folder)
-    splits = splits_in_use(dataset.name)
-    if splits is None:
-        raise InputError(f"{SPLITS_FILE} of {dataset.name} is missing; an audit needs the folds of the training.")
-    splits = _finished(folder, splits, say)
-    cases = sorted({case for split in splits for case in split["val"]})
-    present = contoured_in(dataset)
-    weights = {c: w for fold in range(len(splits)) for c, w in held_out_weights(folder / f"fold_{fold}").items()}
-    is_ct = described["channel_names"]["0"].upper() == "CT"
-    groups = {name: [label] if isinstance(label, int) else list(label) for name, label in organs.organs.items()}
-    predictions = held_out_predictions(folder, splits, cases)
-    for line in unproven(folder, predictions):
-        say(line)
-    for case, held in predictions.items():
-        drawn, grid = read_labels(dataset / "labelsTr" / f"{case}{FILE_ENDING}")
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.home = folder
+        self.dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
+        described, self.organs = _described(self.dataset, folder)
+        self.is_ct = described["channel_names"]["0"].upper() == "CT"
+        splits = splits_in_use(self.dataset.name)
+        if splits is None:
+            raise InputError(
+                f"{SPLITS_FILE} of {self.dataset.name} is missing; an audit needs the folds of the training."
+            )
+        splits = _finished(folder, splits, say)
+        cases = sorted({case for split in splits for case in split["val"]})
+        self.predictions = held_out_predictions(folder, splits, cases)
+        for line in unproven(folder, self.predictions):
+            say(line)
+        self.present = contoured_in(self.dataset)
+        self.quality = [held_out_quality(folder / f"fold_{fold}") for fold in range(len(splits))]
+
+    def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
+        """The cases, or some of them, each read when its turn comes.
+
+        Raises:
+            InputError: a prediction lies on another grid than the contours.
+        """
+        for case, held in self.predictions.items():
+            if only is None or case in only:
+                yield self._pair(case, held)
+
+    def _pair(self, case: str, held: HeldOut) -> HeldOutPair:
+        drawn, grid = read_labels(self.dataset / "labelsTr" / f"{case}{FILE_ENDING}")
         seen, seen_grid = read_labels(held.path)
         difference = grid_difference(grid, seen_grid)
         if difference:
             raise InputError(f"{held.path} and the contours of {case} differ in grid: {difference}; validate again.")
-        if organs.ignore is not None:
-            seen = np.where(drawn == organs.ignore, 0, seen)  # nobody said what is there
-        known = {o: g for o, g in groups.items() if case not in present or set(g) <= set(present[case])}
+        if self.organs.ignore is not None:
+            seen = np.where(drawn == self.organs.ignore, 0, seen)  # nobody said what is there
+        groups = {name: [label] if isinstance(label, int) else label for name, label in self.organs.organs.items()}
+        known = {o: g for o, g in groups.items() if case not in self.present or set(g) <= set(self.present[case])}
         masks = {organ: (np.isin(drawn, group), np.isin(seen, group)) for organ, group in known.items()}
         lacking = {o: volume_ml(np.isin(seen, g), grid) for o, g in groups.items() if o not in known}
-        image = dataset / "imagesTr" / f"{case}_0000{FILE_ENDING}"
-        yield HeldOutPair(case, held.fold, grid, masks, image, is_ct, weights.get(case, np.nan), lacking)
+        image = self.dataset / "imagesTr" / f"{case}_0000{FILE_ENDING}"
+        said = self.quality[held.fold].get(case)
+        quality = {} if said is None else dict.fromkeys(masks, said)
+        return HeldOutPair(case, held.fold, grid, masks, image, self.is_ct, quality, lacking)
 
 
 def _described(dataset: Path, folder: Path) -> tuple[Mapping[str, Any], DatasetOrgans]:
@@ -117,40 +141,94 @@ def _finished(folder: Path, splits: list[Split], say: Callable[[str], None]) -> 
     return [split if finished else {**split, "val": []} for split, finished in zip(splits, done, strict=True)]
 
 
-def pairs_of_recipe(places: Places) -> Iterator[HeldOutPair]:
+class RecipeCases:
     """Held-out cases of a recipe, every organ from the model that owns it.
+
+    Args:
+        places: Folders of the recipe.
 
     Raises:
         InputError: the recipe was not trained.
     """
-    if not places.fusion_table.exists():
-        raise InputError(f"{places.fusion_table} is missing; run `nnunet-ext train {places.recipe.name}` first.")
-    table, dataset = FusionTable.load(places.fusion_table), places.dataset_name(places.recipe.dataset)
-    is_ct = places.dataset_json(dataset)["channel_names"]["0"].upper() == "CT"
-    numbers = {organ: i for i, organ in enumerate(places.recipe.organs, 1)}
-    for item in held_out_cases(places):
-        found = {model: item.judged(labels) for model, labels in item.predictions.items()}
-        masks = {
-            organ: (item.truth == number, found[table.owner[organ]] == number)
-            for organ, number in numbers.items()
-            if item.contoured is None or number in item.contoured
-        }
-        lacking = {
-            organ: volume_ml(found[table.owner[organ]] == number, item.grid)
-            for organ, number in numbers.items()
-            if organ not in masks
-        }
-        image = places.raw / dataset / "imagesTr" / f"{item.case}_0000{FILE_ENDING}"
-        yield HeldOutPair(item.case, item.fold, item.grid, masks, image, is_ct, not_contoured_ml=lacking)
+
+    def __init__(self, places: Places) -> None:
+        if not places.fusion_table.exists():
+            raise InputError(f"{places.fusion_table} is missing; run `nnunet-ext train {places.recipe.name}` first.")
+        self.home = places.summary
+        self.places, self.table = places, FusionTable.load(places.fusion_table)
+        self.dataset = places.dataset_name(places.recipe.dataset)
+        self.is_ct = places.dataset_json(self.dataset)["channel_names"]["0"].upper() == "CT"
+        self.quality = {fold: _quality_of_owners(places, self.table, fold) for fold in places.recipe.folds}
+
+    def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
+        """The cases, or some of them, each read when its turn comes.
+
+        Raises:
+            InputError: a model was not validated, or a prediction lies on another grid than the contours.
+        """
+        for item in held_out_cases(self.places):
+            if only is None or item.case in only:
+                yield self._pair(item)
+
+    def _pair(self, item: HeldOutCase) -> HeldOutPair:
+        numbers = {organ: i for i, organ in enumerate(self.places.recipe.organs, 1)}
+        judged = {model: item.judged(labels) for model, labels in item.predictions.items()}
+        found = {organ: judged[self.table.owner[organ]] == number for organ, number in numbers.items()}
+        known = [o for o, number in numbers.items() if item.contoured is None or number in item.contoured]
+        masks = {organ: (item.truth == numbers[organ], found[organ]) for organ in known}
+        lacking = {organ: volume_ml(mask, item.grid) for organ, mask in found.items() if organ not in masks}
+        image = self.places.raw / self.dataset / "imagesTr" / f"{item.case}_0000{FILE_ENDING}"
+        said = self.quality[item.fold]
+        quality = {organ: said[item.case, organ] for organ in masks if (item.case, organ) in said}
+        return HeldOutPair(item.case, item.fold, item.grid, masks, image, self.is_ct, quality, lacking)
 
 
-def held_out_weights(fold: Path) -> dict[str, float]:
-    """Case to quality weight, as a quality trainer wrote them for its held-out cases; empty for other trainers."""
+def _quality_of_owners(places: Places, table: FusionTable, fold: int) -> dict[tuple[str, str], Quality]:
+    """Case and organ to what the quality network of the organ's owner says, where it has one."""
+    found = {}
+    for owner in table.owners:
+        said = held_out_quality(places.fold_folder(owner, fold))
+        region = places.recipe.models[owner].region
+        if region is None:
+            entries = {name: {"case": name, "part": WHOLE} for name in said}
+            shown = {WHOLE: set(table.organs)}
+        else:
+            entries = places.sidecar(owner)["cases"] if said else {}
+            shown = {part.name: set(part.organs) for part in parts_of(region)}
+        for name in said.keys() & entries.keys():
+            organs = shown.get(entries[name]["part"], set()) & table.owned_labels(owner).keys()
+            found.update({(entries[name]["case"], organ): said[name] for organ in organs})
+    return found
+
+
+def held_out_quality(fold: Path) -> dict[str, Quality]:
+    """What a quality trainer wrote of the held-out cases of a fold; empty for other trainers.
+
+    Args:
+        fold: Folder of the fold.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = fold / HELD_OUT_CSV
     if not path.exists():
         return {}
-    with path.open(newline="") as stream:
-        return {row["case"]: float(row["weight"]) for row in csv.DictReader(stream)}
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        weights = {row.get("case") or "a line": _number(row.get("weight")) for row in csv.DictReader(stream)}
+    unread = [case for case, weight in weights.items() if not 0 <= weight < np.inf]
+    if unread:
+        raise InputError(
+            f"{path} has no weight, a number from 0, for {some_of(unread)}, expected the columns case and weight; "
+            "validate that fold again, or delete the file to audit without weights."
+        )
+    return qualities(weights)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
 
 
 def volume_ml(mask: Mask, grid: Grid) -> float:

@@ -133,7 +133,7 @@ class Study(BaseModel):
     without_noise: bool = True
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     methods: dict[Name, Method] = Field(min_length=1)
-    structures: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    structures: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
 
     @field_validator("settings")
     @classmethod

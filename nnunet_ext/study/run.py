@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunet_ext.conversion.noise import structures_of
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.lock import locked
 from nnunet_ext.locations import trainers_folder
 from nnunet_ext.recipe.jobs import Job, run_jobs
 from nnunet_ext.study.data import noise_of, prepare
 from nnunet_ext.study.page import Study
 from nnunet_ext.study.tables import Table, table_of, weight_rows, write_table, write_weights
-from nnunet_ext.study.worker import scores_of
+from nnunet_ext.study.worker import reads_settings, scores_of
 from nnunet_ext.study.world import Run, World
 
 Say = Callable[[str], None]
@@ -66,10 +66,15 @@ def _write(world: World, runs: Sequence[Run]) -> Table:
 
 
 def _check_trainers(study: Study) -> None:
-    """Ours are looked up now, not when their turn comes after hours; others are nnU-Net's business."""
-    for name, method in study.methods.items():
-        if method.trainer.startswith("nnUNetTrainerExt") and not (trainers_folder() / f"{method.trainer}.py").exists():
-            raise InputError(f"method {name} names the trainer {method.trainer}, which does not exist.")
+    """Now, not when their turn comes after hours: nnU-Net's own trainers would not read the settings."""
+    ours = {path.stem for path in trainers_folder().glob("nnUNetTrainer*.py")}
+    trainers = {name: method.trainer for name, method in study.methods.items()}
+    refused = [f"{name} ({t})" for name, t in trainers.items() if t not in ours and not reads_settings(t)]
+    if refused:
+        raise InputError(
+            f"study {study.name} has methods whose trainers do not exist or ignore its settings, even epochs and seed: "
+            f"{some_of(refused)}; name one of ours, such as nnUNetTrainerExtNoMirror, or one derived from them."
+        )
 
 
 class _Worker(Job):

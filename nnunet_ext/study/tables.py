@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.io.atomic import write_text
-from nnunet_ext.study.world import Run
+from nnunet_ext.study.world import MEAN, Run
 
 WEIGHTS_FILE = "quality_weights.csv"
 """Written by nnUNetTrainerExtQuality into a training's folder: the mean weight of every case in every epoch."""
 KINDS = ("clean", "erode", "dilate")
-MEAN = "mean"
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Case to structure to DSC."""

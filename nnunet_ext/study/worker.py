@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import io
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -121,6 +122,17 @@ def _train_and_judge(world: World, run: Run) -> Mapping[str, Mapping[str, float 
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def reads_settings(trainer: str) -> bool:
+    """Whether nnU-Net finds a trainer of this name, and it reads the settings of a study."""
+    from nnunet_ext.training.base import nnUNetTrainerExt
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return issubclass(_trainer_class(trainer), nnUNetTrainerExt)
+        except RuntimeError:  # there is none
+            return False
 
 
 @functools.cache

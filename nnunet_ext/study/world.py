@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.conversion.noise import structures_of
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
 from nnunet_ext.locations import DATA_VARIABLES, nnunet_folder
@@ -21,6 +21,8 @@ from nnunet_ext.study.page import Row, Study
 ALL, CLEAN = 0, 1
 """The folds of a study's datasets: all training cases, or those without noise; both are judged on the test cases."""
 PLANS = "nnUNetPlansStudy"
+MEAN = "mean"
+"""The column beside those of the structures."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,21 @@ class World:
         """The folders as the environment and the page say.
 
         Raises:
-            InputError: dataset, fold or test cases are missing, or a structure is none of the dataset's.
+            InputError: dataset, fold or test cases are missing, or a structure is none of the dataset's or has a name
+                that is taken.
         """
         source = dataset_numbered(nnunet_folder("nnUNet_raw"), study.dataset)
         if not (source / "dataset.json").is_file():
             raise InputError(f"{source} has no dataset.json; its conversion was not finished, run it again.")
-        unknown = {organ for group in study.structures.values() for organ in group} - set(structures_of(source))
+        organs = structures_of(source)
+        unknown = {organ for group in study.structures.values() for organ in group} - set(organs)
         if unknown:
             raise InputError(f"{source.name} has no {', '.join(sorted(unknown))}, which study {study.name} scores.")
+        if MEAN in (study.structures or organs):
+            raise InputError(
+                f"study {study.name} scores a structure named {MEAN}, which is what its table calls the mean of all; "
+                "give it another name under structures."
+            )
         training, test = _split(study, source)
         return cls(study, nnunet_folder("nnUNet_results") / "studies" / study.name, source, training, test)
 
@@ -181,6 +190,6 @@ def _split(study: Study, source: Path) -> tuple[tuple[str, ...], tuple[str, ...]
         training, test = splits[study.held_out]["train"], splits[study.held_out]["val"]
     both = sorted(set(training) & set(test))
     if both or not training:
-        what = f"trains and tests on {', '.join(both[:5])}" if both else "has no training case"
+        what = f"trains and tests on {some_of(both)}" if both else "has no training case"
         raise InputError(f"{source.name} {what}; correct its folds or test cases.")
     return tuple(training), tuple(test)

@@ -76,6 +76,16 @@ def test_one_unit_must_be_given(raw: Path, options: tuple[str, ...]) -> None:
     assert run("--ratio", "1", *options).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--voxels", "1", "2", "--seed", "-1"), "seed of the noise is -1"), (("--mm", "5", "inf"), "5 to inf mm"),
+     (("--mm", "nan", "nan"), "nan to nan mm")],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused(raw: Path, options: tuple[str, ...], named: str) -> None:
+    assert named in refusal(run("--ratio", "1", *options))
+    assert not (raw / "Dataset302_CleanNoisy").exists()
+
+
 def test_a_missing_fold_is_refused(raw: Path) -> None:
     assert "2 folds" in refusal(run("--ratio", "1", "--voxels", "1", "2", "--fold", "2"))
 

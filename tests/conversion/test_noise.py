@@ -91,11 +91,21 @@ class TestDraw:
 
     @pytest.mark.parametrize(
         ("arguments", "part"),
-        [((1.5, 1, 2), "0 to 1"), ((0.5, 0, 2), "above 0"), ((0.5, 3, 2), "smaller first"), ((0.5, 1.5, 2), "whole")],
+        [
+            ((1.5, 1, 2), "0 to 1"),
+            ((0.5, 0, 2), "above 0"),
+            ((0.5, 3, 2), "smaller first"),
+            ((0.5, 1.5, 2), "whole"),
+            ((0.5, 1, float("inf"), "mm"), "1 to inf mm"),
+        ],
     )
     def test_what_cannot_be_drawn_is_refused(self, arguments, part):
         with pytest.raises(InputError, match=part):
             Noise(*arguments)
+
+    def test_a_negative_seed_is_refused(self):
+        with pytest.raises(InputError, match="seed of the noise is -1, expected a whole number from 0"):
+            Noise(0.5, 1, 2, seed=-1)
 
 
 class TestDataset:
@@ -165,6 +175,12 @@ class TestDataset:
         text = "\n".join(lines_of(sidecar))
         assert f"10 of 10 training cases corrupted by 1 to 1 voxels: {len(eroded)} eroded" in text
         assert f"erased: Small in {len(eroded)} cases" in text
+
+    def test_many_cases_with_an_erased_organ_are_counted(self, source):
+        _, sidecar = add(source, Noise(1, 1, 1))
+        assert "erased: Small in 7 cases (case_00, case_01, case_02, case_03, case_04 and 2 more)" in lines_of(
+            {**sidecar, "erased": {"Small": CASES[:7]}}
+        )
 
     def test_in_plane_means_axial_whatever_the_axis_order(self, tmp_path):
         source = write_dataset(tmp_path / "raw" / "Dataset301_Clean", SAGITTAL)

@@ -66,6 +66,13 @@ class TestPartsOfThePrediction:
         assert away.assd_mm > 20
         assert np.linalg.norm(away.shift_mm) == pytest.approx(49.5, abs=1)
 
+    def test_what_touches_the_contour_and_fits_is_the_organ_however_large_a_part_elsewhere_is(self):
+        """A model that sees a second parotid in the shoulder."""
+        drawn, fitting = ball(9, (12, 25, 25)), ball(7, (12, 25, 25))
+        found = fitting | ball(12, (26, 55, 55))
+        assert 2 * (drawn & fitting).sum() / (drawn.sum() + fitting.sum()) > 0.5
+        assert deviation(drawn, found, SPACING_MM) == deviation(drawn, fitting, SPACING_MM)
+
     def test_two_halves_that_both_touch_count_both(self):
         found = ball(12)
         found[20] = False
@@ -102,6 +109,57 @@ class TestFlatPictures:
     def test_a_lost_outline_costs_its_radius(self):
         lost = deviation(np.zeros((1, 120, 120), bool), self.disc(20), (10.0, 0.5, 0.5))
         assert lost.assd_mm == pytest.approx(10, rel=0.05)
+
+
+class TestMissingSlices:
+    """Masks by the voxels of each slice; a full one has 16."""
+
+    @staticmethod
+    def stack(*sizes: int) -> np.ndarray:
+        """Slices with so many voxels each."""
+        mask = np.zeros((len(sizes), 4, 4), bool)
+        for z, size in enumerate(sizes):
+            mask[z].flat[:size] = True
+        return mask
+
+    def share(self, contour: tuple[int, ...], prediction: tuple[int, ...]) -> float:
+        return deviation(self.stack(*contour), self.stack(*prediction), (3.0, 1.0, 1.0)).missing_slices
+
+    @pytest.mark.parametrize("contour", [(0, 16, 16, 16), (16, 16, 16, 0), (16, 0, 16, 16)])
+    def test_a_slice_that_nobody_drew_counts_as_its_share_of_the_organ(self, contour):
+        assert self.share(contour, (16, 16, 16, 16)) == 0.25
+
+    def test_beyond_a_contour_that_tapers_off_it_counts_less(self):
+        agreement = 2 * (16 + 16 + 4) / (16 + 16 + 4 + 48)
+        assert self.share((16, 16, 4, 0), (16, 16, 16, 16)) == pytest.approx(agreement * 0.25 * 4 / 16)
+
+    def test_it_counts_less_where_the_model_is_wrong_in_the_slices_that_were_drawn(self):
+        assert self.share((8, 8, 8, 0), (16, 16, 16, 16)) == pytest.approx(2 * 24 / (24 + 48) * 0.25)
+
+    def test_a_contour_that_reaches_as_far_as_the_prediction_misses_nothing(self):
+        assert self.share((16, 16, 16, 16), (0, 8, 8, 0)) == 0
+        assert self.share((4, 4, 4, 4), (16, 16, 16, 16)) == 0
+
+    def test_nothing_is_missing_where_one_of_the_two_is_empty_or_flat(self):
+        assert self.share((0, 0, 0), (16, 16, 16)) == self.share((16, 16), (0, 0)) == 0
+        half = np.ones((1, 8, 8), bool)
+        half[:, 4:] = False
+        for head_foot in (0, 1):
+            assert deviation(half, np.ones((1, 8, 8), bool), (1.0, 1.0, 1.0), head_foot).missing_slices == 0
+
+    @pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (2, 1, 0)])
+    def test_the_order_in_which_voxels_are_stored_changes_nothing(self, order):
+        whole = np.zeros((16, 40, 40), bool)
+        whole[3:13, 10:30, 8:30] = True
+        cut = whole.copy()
+        cut[11:] = False
+        before = deviation(cut, whole, SPACING_MM)
+        assert (before.kind, before.missing_slices) == ("missing part", pytest.approx(0.2))
+        stored = (mask.transpose(order) for mask in (cut, whole))
+        after = deviation(*stored, [SPACING_MM[axis] for axis in order], order.index(0))
+        assert after.shift_mm == pytest.approx([before.shift_mm[axis] for axis in order])
+        assert (after.kind, after.dsc, after.missing_slices) == (before.kind, before.dsc, before.missing_slices)
+        assert (after.assd_mm, after.signed_mm) == pytest.approx((before.assd_mm, before.signed_mm))
 
 
 def test_an_empty_mask_costs_as_much_as_the_organ_is_large():

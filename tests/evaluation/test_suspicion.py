@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nnunet_ext.evaluation.suspicion import Finding, csv_text, ranked, recall, unusual
+from nnunet_ext.evaluation.suspicion import Finding, csv_text, qualities, ranked, recall, unusual
 
 
-def found(case: str, organ: str, assd_mm: float, weight: float = float("nan")) -> Finding:
-    return Finding(case, organ, 0, "larger", assd_mm, assd_mm, 0.0, 0.9, weight)
+def found(case: str, organ: str, assd_mm: float, *, distrust: float = float("nan"), **more: float) -> Finding:
+    return Finding(case, organ, 0, "larger", assd_mm, assd_mm, 0.0, more.get("dsc", 0.9),
+                   more.get("missing_slices", 0.0), distrust=distrust)  # fmt: skip
 
 
 def test_a_distance_is_judged_beside_its_own_organ():
@@ -21,16 +23,66 @@ def test_a_distance_is_judged_beside_its_own_organ():
     assert first.suspicion > 3
 
 
-def test_a_low_quality_weight_makes_all_contours_of_a_case_suspicious():
-    rows = [found(f"case_{i}", "GTV", 2.0 + 0.1 * i, weight=1.0 + 0.01 * i) for i in range(10)]
-    rows[3] = found("case_3", "GTV", 2.3, weight=0.05)
-    assert ranked(rows)[0].case == "case_3"
+class TestMissingSlices:
+    def test_they_raise_a_contour_that_is_near_elsewhere_and_name_it(self):
+        rows = [found(f"case_{i}", "Cord", 2.0 + 0.1 * i) for i in range(10)]
+        rows[0] = found("case_0", "Cord", 2.0, missing_slices=0.2)
+        first = ranked(rows)[0]
+        assert (first.case, first.kind) == ("case_0", "missing part")
+        assert first.suspicion == pytest.approx(0.2 / (0.25 * 0.1))
+
+    def test_a_model_that_is_wrong_everywhere_says_less_of_them(self):
+        good, weak = (
+            ranked([found(f"case_{i}", "Cord", 2.0, dsc=dsc, missing_slices=0.1 * (i == 0)) for i in range(9)])
+            for dsc in (0.9, 0.6)
+        )
+        assert good[0].suspicion == pytest.approx(4 * weak[0].suspicion)
+
+    def test_what_all_contours_of_an_organ_lack_is_usual(self):
+        rows = ranked([found(f"case_{i}", "Cord", 2.0, missing_slices=0.3) for i in range(9)])
+        assert {(row.suspicion, row.kind) for row in rows} == {(0.0, "larger")}
+
+    def test_a_kind_that_says_more_stays(self):
+        rows = [found(f"case_{i}", "Cord", 2.0 + 0.1 * i) for i in range(10)]
+        rows[0] = found("case_0", "Cord", 60.0, missing_slices=0.2)
+        rows[1] = found("case_1", "Cord", 2.0, missing_slices=0.02)
+        kinds = {row.case: row.kind for row in ranked(rows)}
+        assert kinds["case_0"] == kinds["case_1"] == "larger"
 
 
-def test_a_high_weight_is_no_excuse_for_a_far_contour():
-    rows = [found(f"case_{i}", "GTV", 2.0 + 0.1 * i, weight=1.0) for i in range(10)]
-    rows[4] = found("case_4", "GTV", 30.0, weight=5.0)
-    assert ranked(rows)[0].case == "case_4"
+class TestQuality:
+    def test_a_case_that_is_distrusted_takes_one_line_of_the_list(self):
+        distances = np.random.default_rng(0).normal(2.0, 0.1, (4, 10))
+        rows = [
+            found(f"case_{i}", organ, float(mm), distrust=9.0 if i < 3 else 0.0)
+            for organ, own in zip(("Lens", "Lung", "Cord", "Heart"), distances, strict=True)
+            for i, mm in enumerate(own)
+        ]
+        rows[7] = found("case_7", "Lens", 30.0, distrust=0.0)
+        first = ranked(rows)[:4]
+        assert [row.case for row in first] == ["case_7", "case_0", "case_1", "case_2"]
+        assert [row.suspicion for row in first[1:]] == [9.0] * 3
+        by_distance = ranked(found(row.case, row.organ, row.assd_mm) for row in rows)
+        worst = {row.case: row.organ for row in by_distance[::-1]}
+        assert all(row.organ == worst[row.case] for row in first[1:])
+        assert sum(row.suspicion == 9.0 for row in ranked(rows)) == 3
+
+    def test_trust_is_no_excuse_for_a_far_contour(self):
+        rows = [found(f"case_{i}", "GTV", 2.0 + 0.1 * i, distrust=0.0) for i in range(10)]
+        rows[4] = found("case_4", "GTV", 30.0, distrust=-5.0)
+        first = ranked(rows)[0]
+        assert first.case == "case_4"
+        assert first == replace(ranked([replace(row, distrust=float("nan")) for row in rows])[0], distrust=-5.0)
+
+    def test_weights_are_compared_by_their_ratio_with_those_beside_them(self):
+        weights = {f"case_{i}": 1.0 + 0.01 * i for i in range(9)} | {"case_9": 0.2}
+        said = qualities(weights)
+        assert {case: quality.weight for case, quality in said.items()} == weights
+        assert [case for case, quality in said.items() if quality.distrust > 3] == ["case_9"]
+        halved = qualities({case: weight / 2 for case, weight in weights.items()})
+        assert halved["case_9"].distrust == pytest.approx(said["case_9"].distrust)
+        assert qualities({"a": 0.0, "b": 1.0, "c": 1.0})["a"].distrust > 3
+        assert qualities({}) == {}
 
 
 def test_one_bad_case_does_not_hide_another():

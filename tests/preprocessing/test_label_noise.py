@@ -107,6 +107,11 @@ class TestLabelMaps:
         with pytest.raises(ValueError, match=r"\(Z, Y, X\)"):
             corrupt_labels(np.zeros((4, 4), np.uint8), self.STRUCTURES, Displacement("erode", 1), (1, 1, 1))
 
+    @pytest.mark.parametrize("amount", [-1.0, float("inf"), float("nan")])
+    def test_a_distance_that_is_none_is_refused(self, amount):
+        with pytest.raises(ValueError, match="an amount from 0"):
+            corrupt_labels(self.row("0110"), self.STRUCTURES, Displacement("dilate", amount), (1, 1, 1))
+
 
 class TestOverlappingStructures:
     def test_a_code_per_overlap_keeps_every_structure_exactly(self):

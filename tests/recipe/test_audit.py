@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from scipy.spatial.transform import Rotation
 
 from nnunet_ext.cli.audit import command
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
-from nnunet_ext.io.nifti import read_labels, write_image, write_labels
+from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
 from nnunet_ext.recipe.audit import audit, forgotten
+from nnunet_ext.roi.provenance import held_out_predictions
 
 DATASET = "Dataset701_Drawn"
 MODEL = "nnUNetTrainerExtNoMirror__nnUNetPlansExt__3d_fullres"
@@ -104,13 +108,122 @@ def test_many_forgotten_contours_are_counted_and_the_first_named():
     ]
 
 
-def test_quality_weights_of_held_out_cases_count(world, tmp_path):
-    for fold, split in enumerate(SPLITS):
-        text = "case,weight\n" + "".join(f"{c},{0.01 if c == 'case_02' else 1.0}\n" for c in split["val"])
-        (world / f"fold_{fold}" / "quality_held_out.csv").write_text(text)
-    rows = audit(str(world), tmp_path / "out", print)
-    assert {row.case for row in rows[:2]} == {"case_02"}
-    assert rows[0].weight == 0.01
+class TestQualityWeights:
+    def write(self, world: Path, weights: dict[str, float]) -> None:
+        for fold, split in enumerate(SPLITS):
+            text = "case,weight\n" + "".join(f"{case},{weights.get(case, 1.0)}\n" for case in split["val"])
+            (world / f"fold_{fold}" / "quality_held_out.csv").write_text(text)
+
+    def test_a_distrusted_case_is_said_and_one_of_its_contours_is_raised(self, world, tmp_path):
+        self.write(world, {"case_02": 0.01})
+        said: list[str] = []
+        rows = audit(str(world), tmp_path / "out", said.append)
+        assert [(row.case, row.weight) for row in rows[:2]] == [("case_02", 0.01), ("case_07", 1.0)]
+        assert {row.weight for row in rows if row.case == "case_02"} == {0.01}
+        assert [row.case for row in rows if row.suspicion > 10].count("case_02") == 1
+        assert "cases the quality network distrusts: case_02 (weight 0.01)" in said
+
+    def test_folds_are_not_compared_because_each_has_its_own_scale(self, world, tmp_path):
+        self.write(world, dict.fromkeys(CASES[5:9], 0.5) | {CASES[9]: 3.0})
+        said: list[str] = []
+        rows = audit(str(world), tmp_path / "out", said.append)
+        assert {row.distrust for row in rows if row.case in CASES[:9]} == {0.0}
+        assert not [line for line in said if "distrusts" in line]
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("case,weight\ncase_00,much\ncase_01,1\n", "for case_00,"),
+            ("case,weight\ncase_00,-1\n", "for case_00,"),
+            ("case,weight\ncase_00,inf\n", "for case_00,"),
+            ("case,weight\ncase_00\n", "for case_00,"),
+            ("case,score\ncase_00,1\n", "for case_00,"),
+            ("name,weight\n,case_00,1\n", "for a line,"),
+            ("PK\x03\x04\xff\n\xff\n", "for a line,"),
+        ],
+    )
+    def test_a_damaged_file_is_named(self, world, tmp_path, text, named):
+        path = world / "fold_1" / "quality_held_out.csv"
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=named) as caught:
+            audit(str(world), tmp_path / "out", print)
+        assert str(path) in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+class TestThePicture:
+    def test_a_case_without_its_image_is_left_out_and_named(self, world, tmp_path):
+        (tmp_path / "raw" / DATASET / "imagesTr" / "case_07_0000.nii.gz").unlink()
+        said: list[str] = []
+        rows = audit(str(world), tmp_path / "out", said.append)
+        assert rows[0].case == lines(tmp_path / "out")[0]["case"] == "case_07"
+        assert [line for line in said if line.startswith("case_07 is not on audit.png: ")]
+        assert (tmp_path / "out" / "audit.png").exists()
+
+    def test_no_picture_is_left_of_an_earlier_audit_where_none_can_be_drawn(self, world, tmp_path):
+        audit(str(world), tmp_path / "out", print)
+        shutil.rmtree(tmp_path / "raw" / DATASET / "imagesTr")
+        said: list[str] = []
+        assert len(audit(str(world), tmp_path / "out", said.append)) == 20
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.csv"]
+        assert said[-1].endswith("audit.csv")
+
+    def test_an_image_on_another_grid_is_named(self, world, tmp_path):
+        path = tmp_path / "raw" / DATASET / "imagesTr" / "case_07_0000.nii.gz"
+        write_image(path, np.zeros((8, 40, 40), np.float32), Grid((8, 40, 40), GRID.spacing_mm))
+        said: list[str] = []
+        audit(str(world), tmp_path / "out", said.append)
+        assert [line for line in said if "case_07_0000.nii.gz and the contours differ in grid" in line]
+
+    def test_grids_that_are_too_oblique_for_it_cost_no_table(self, world, tmp_path):
+        turned = Rotation.from_euler("xyz", (30, 45, 0), degrees=True).as_matrix().ravel()
+        store(world, tmp_path, Grid(GRID.shape, GRID.spacing_mm, direction=tuple(map(float, turned))))
+        said: list[str] = []
+        assert len(audit(str(world), tmp_path / "out", said.append)) == 20
+        assert len(lines(tmp_path / "out")) == 20
+        assert [line for line in said if "case_07 is not on audit.png: direction" in line and "too oblique" in line]
+
+
+def store(world: Path, tmp_path: Path, grid: Grid, order: tuple[int, int, int] = (0, 1, 2)) -> None:
+    """All files of the world anew on another grid."""
+    for path in [*(tmp_path / "raw" / DATASET).glob("labelsTr/*"), *world.glob("fold_*/validation/*.nii.gz")]:
+        write_labels(path, np.ascontiguousarray(read_labels(path)[0].transpose(order)), grid)
+    for path in (tmp_path / "raw" / DATASET).glob("imagesTr/*"):
+        write_image(path, np.ascontiguousarray(read_image(path)[0].transpose(order)), grid)
+
+
+def test_slices_lie_along_the_body_however_the_voxels_are_stored(world, tmp_path):
+    path = tmp_path / "raw" / DATASET / "labelsTr" / "case_04.nii.gz"
+    labels, _ = read_labels(path)
+    labels[9:][labels[9:] == 2] = 0
+    write_labels(path, labels, GRID)
+    axial = audit(str(world), tmp_path / "axial", print)
+    store(world, tmp_path, Grid((40, 16, 40), (1.5, 3.0, 1.5), direction=(0, 0, 1, 1, 0, 0, 0, 1, 0)), (2, 0, 1))
+    sagittal = audit(str(world), tmp_path / "sagittal", print)
+    assert [(row.case, row.organ, row.kind) for row in axial] == [(row.case, row.organ, row.kind) for row in sagittal]
+    cut = next(row for row in sagittal if (row.case, row.organ) == ("case_04", "Parotid_R"))
+    assert cut.kind == "missing part"
+    assert cut.missing_slices == pytest.approx(3 / 8)
+
+
+def test_checkpoints_are_looked_at_once(world, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*given):
+        calls.append(given)
+        return held_out_predictions(*given)
+
+    monkeypatch.setattr("nnunet_ext.recipe.audit_cases.held_out_predictions", counted)
+    audit(str(world), tmp_path / "out", print)
+    assert len(calls) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_read(world, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="out is a file"):
+        audit(str(world), tmp_path / "out", print)
+    assert CliRunner().invoke(command, [str(world), "-o", str(tmp_path / "out")]).exit_code == 2
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_unlabelled_voxels_of_a_sparse_contour_are_no_deviation(world, tmp_path):

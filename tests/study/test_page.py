@@ -130,6 +130,8 @@ def test_a_seed_draws_the_noise() -> None:
         ({"settings": {"seed": 3}}, "sets seed itself"),
         ({"methods": {"plain": {"settings": {"early_stop": 3}}}}, "would look at test cases"),
         ({"models": {}}, "models"),
+        ({"levels": [{"mm": [5, float("inf")]}]}, "5 to inf mm"),
+        ({"structures": {"lung": []}}, "structures.lung"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], part: str) -> None:

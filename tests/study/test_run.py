@@ -21,7 +21,7 @@ from nnunet_ext.errors import InputError
 from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.study.page import Study
 from nnunet_ext.study.tables import WEIGHTS_FILE
-from nnunet_ext.study.worker import RESULT, scores_of
+from nnunet_ext.study.worker import RESULT, reads_settings, scores_of
 from nnunet_ext.study.world import ALL, CLEAN, World
 
 PAGE: dict[str, Any] = {
@@ -101,6 +101,7 @@ class TestWorld:
             ({"held_out": 7}, "2 folds"),
             ({"dataset": 17}, "0 datasets"),
             ({"structures": {"eye": ["Eye_L"]}}, "has no Eye_L"),
+            ({"structures": {"mean": ["Parotid_L"]}}, "structure named mean"),
         ],
     )
     def test_what_does_not_fit_the_dataset_is_refused(self, place: Path, changes: dict[str, Any], part: str) -> None:
@@ -111,6 +112,30 @@ class TestWorld:
         result = train(write_page(tmp_path, methods={"odd": {"trainer": "nnUNetTrainerExtOdd"}}))
         assert isinstance(result.exception, InputError)
         assert "nnUNetTrainerExtOdd" in str(result.exception)
+
+    def test_trainers_that_ignore_the_settings_are_refused_by_name(self, place: Path, tmp_path: Path) -> None:
+        methods = {"plain": {}, "stock": {"trainer": "nnUNetTrainer"}, "short": {"trainer": "nnUNetTrainer_5epochs"}}
+        result = train(write_page(tmp_path, name="stock", methods=methods))
+        assert isinstance(result.exception, InputError)
+        assert "even epochs and seed: short (nnUNetTrainer_5epochs), stock (nnUNetTrainer); name one of" in str(
+            result.exception
+        )
+        assert not (place / "results" / "studies" / "stock").exists()
+
+    def test_a_trainer_of_the_users_that_is_derived_from_ours_reads_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = ["from nnunet_ext.training.base import nnUNetTrainerExt as Ours", "class nnUNetTrainerMine(Ours): pass"]
+        (tmp_path / "nnUNetTrainerMine.py").write_text("\n".join(lines))
+        monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+        assert reads_settings("nnUNetTrainerMine")
+        assert not reads_settings("nnUNetTrainer")
+
+    def test_many_cases_that_train_and_test_are_counted(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cases = [f"case_{i}" for i in range(7)]
+        monkeypatch.setattr("nnunet_ext.study.world.splits_in_use", lambda _: [{"train": cases, "val": cases}])
+        with pytest.raises(InputError, match="trains and tests on case_0, case_1, case_2, case_3, case_4 and 2 more;"):
+            world_of()
 
 
 @pytest.fixture(scope="module")
