@@ -33,8 +33,8 @@ def prepare(world: World, runs: Sequence[Run], say: Say) -> None:
     with world.entered(), _quietly(world):
         made_from = _made_from(world)
         _prepare_clean(world, made_from, say)
-        for dataset, run in {run.dataset: run for run in runs}.items():
-            noise = world.study.noise(run.row, run.seed)
+        for (row, seed), dataset in world.datasets().items():
+            noise = world.study.noise(row, seed)
             if noise is not None:
                 _prepare_noisy(world, dataset, noise, made_from, say)
         for run in runs:

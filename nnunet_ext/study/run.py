@@ -44,8 +44,9 @@ def run_study(study: Study, where: str, at_once: int, say: Say) -> tuple[Path, T
     with locked(world.root / ".lock"):
         runs = world.runs()
         prepare(world, runs, say)
-        left = [run for run in runs if scores_of(world, run) is None]
-        say(f"{len(runs)} trainings, {len(runs) - len(left)} are done")
+        trainings = world.trainings()
+        left = [run for run in trainings if scores_of(world, run) is None]
+        say(f"{len(trainings)} trainings, {len(trainings) - len(left)} are done")
         try:
             if left:
                 jobs: list[Job] = [_Worker(world, left, where, number) for number in range(min(at_once, len(left)))]

@@ -40,7 +40,7 @@ def main(page: str) -> None:
     for name in sorted({method.trainer for method in study.methods.values()}):
         _trainer_class(name)  # all now: one that is missing is not to be found after hours
     with world.entered():
-        for run in world.runs():
+        for run in world.trainings():
             work_on(world, run)
 
 

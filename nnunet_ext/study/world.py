@@ -144,14 +144,25 @@ class World:
         return found
 
     def runs(self) -> list[Run]:
-        """All trainings, seed by seed, so that a study that is stopped early has whole tables."""
-        study = self.study
-        return [
-            Run(row, name, seed, dataset, study.methods[name].trainer, study.configuration,
-                CLEAN if study.methods[name].cases == "clean" else ALL)
-            for (row, seed), dataset in self.datasets().items()
-            for name in study.methods_of(row)
-        ]  # fmt: skip
+        """A training per row, method and seed, seed by seed, so that a study that is stopped early has whole tables.
+
+        Rows that differ by their level alone have the same clean cases, so methods that see no others share a training.
+        """
+        study, datasets, found = self.study, self.datasets(), []
+        for (row, seed), dataset in datasets.items():
+            alike = next(other for other in study.rows if other.ratio == row.ratio)
+            for name in study.methods_of(row):
+                method = study.methods[name]
+                sees, fold = (datasets[alike, seed], CLEAN) if method.cases == "clean" else (dataset, ALL)
+                found.append(Run(row, name, seed, sees, method.trainer, study.configuration, fold))
+        return found
+
+    def trainings(self) -> list[Run]:
+        """The runs without those that share the training of an earlier one."""
+        found: dict[Path, Run] = {}
+        for run in self.runs():
+            found.setdefault(run.folder(self), run)
+        return list(found.values())
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -89,6 +89,24 @@ class TestWorld:
         ]  # fmt: skip
         assert [run.fold for run in found.runs()[:3]] == [ALL, ALL, CLEAN]
 
+    def test_methods_that_see_clean_cases_only_are_trained_once_for_all_levels(self, place: Path) -> None:
+        found = world_of(levels=[{"voxels": [1, 1]}, {"voxels": [2, 3]}], ratios=[0.25, 0.5], seeds=[1, 2])
+        cases = found.training
+        for row in found.study.rows:
+            alike = {c for c, move in found.study.noise(row, 1).draw(cases).items() if move is None}
+            others = [other for other in found.study.rows if other.ratio == row.ratio]
+            assert all(
+                alike == {c for c, m in found.study.noise(o, 1).draw(cases).items() if m is None} for o in others
+            )
+        shared = [run for run in found.runs() if run.fold == CLEAN]
+        assert [run.dataset.partition("_")[2] for run in shared] == [
+            f"voxels1-1_{ratio}_s{seed}" for seed in (1, 2) for _ in range(2) for ratio in (25, 50)
+        ]
+        assert len({run.row.folder for run in shared}) == 4  # every row has its line in the table
+        alone = [run for run in found.trainings() if run.fold == CLEAN]
+        assert [run.row.level.range for run in alone if run.row.level] == [(1, 1)] * 4
+        assert [run for run in found.trainings() if run.fold == ALL] == [run for run in found.runs() if run.fold == ALL]
+
     def test_nnunet_sees_the_studys_folders_only_inside(self, place: Path) -> None:
         with world_of().entered():
             assert os.environ["nnUNet_raw"] == str(place / "results" / "studies" / "tiny" / "raw")
