@@ -38,8 +38,10 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
 
     Use it where contours come from many hands and up to half are grossly wrong, too large, too small or shifted.
     Contours are judged by the middle one of their organ, so it may be three quarters as long as they are wrong in both
-    directions; if most are wrong in the same, no weighting that is driven by losses can find the right minority. The
-    first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %. Patches with less
+    directions; if most are wrong in the same, no weighting that is driven by losses can find the right minority. It
+    needs a training that goes on well after the organs are known; a short one gains nothing.
+
+    The first tenth of the epochs has equal weights, then the scores rise to full strength until 40 %. Patches with less
     than 100 labelled voxels keep weight 1, and patches with an organ that the network does not know yet lose none. The
     QAM sees image and contours, never a previous segmentation, and is not needed for prediction. Validation losses are
     unweighted. ``quality_weights.csv`` beside the checkpoints lists the weights of the cases by epoch, 1 being that of
@@ -52,8 +54,8 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
 
     Source: QAM + OCM (Zhu, Shi, Wu 2019: Pick-and-Learn, MICCAI; JSRT chest organs, batch 32), whose own form is
     nnUNetTrainerExtQualityLiteral. Differs, because the literal form can settle on eroded or on dilated contours:
-    driver, burn-in, ramp, centre and competition are ours; nnU-Net's loss and optimiser; 31 samples remembered at small
-    batches.
+    driver, burn-in, ramp, centre and competition are ours; nnU-Net's loss and optimiser; 31 samples remembered where
+    few compete.
 
     Raises:
         InputError: settings under which nothing competes.
