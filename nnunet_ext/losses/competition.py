@@ -160,14 +160,12 @@ class Competition:
             self._move_mean(float(samples.answer[competes].mean()))
         score = self.score(samples.answer, strength).double()
         few = self.memory.size > 0 and int(competes.sum()) < ENOUGH
-        remembered = self.memory.entries() if few else None
+        remembered = self.memory.entries() if few else self.memory.entries()[:0]
         weights, pull = compete(
             score if self.cases is None else self.cases.joined(samples.case, score),
             driver,
             competes,
-            remembered=None
-            if remembered is None
-            else torch.stack([self.score(remembered[:, 0], strength), remembered[:, 1]], 1),
+            remembered=torch.stack([self.score(remembered[:, 0], strength), remembered[:, 1]], 1),
             limits=LIMITS if few else None,
         )
         if self.protects:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.atomic import read_json, sha256_of
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import locators_of
 from nnunet_ext.recipe.selection import model_labels, prepare_full_frame
 from nnunet_ext.roi.agreement import NOT_CUT, PLACES, differences
 from nnunet_ext.roi.dataset import derive_dataset, inherited_splits
-from nnunet_ext.roi.provenance import ignore_number, sha256_of
+from nnunet_ext.roi.provenance import ignore_number
 from nnunet_ext.roi.raw_data import case_digests, changed_cases
 from nnunet_ext.roi.region import CENTRE, Region
 from nnunet_ext.roi.retention import absent_organs, cut_organs, retention_lines

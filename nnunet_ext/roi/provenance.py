@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.io.atomic import read_json
-from nnunet_ext.io.atomic import sha256_of as sha256_of
+from nnunet_ext.io.atomic import read_json, sha256_of
 
 FILE_ENDING = ".nii.gz"
 CASES_FILE = "cases.json"

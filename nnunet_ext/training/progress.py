@@ -12,7 +12,7 @@ SHARE = 0.02
 class PacedPlot:
     """Stock's plot of ``progress.png``, skipped while drawing it took more than its share of the time so far.
 
-    Stock draws after every epoch, in one to three seconds: a fifth of a training on a CPU whose epochs are short.
+    Stock draws after every epoch, in about a second: a fifth of a training on a CPU whose epochs take four.
 
     Args:
         plot: Draws the picture into a folder.

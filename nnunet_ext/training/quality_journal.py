@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -88,17 +88,17 @@ class Journal:
     def summary(self) -> Summary:
         """Of the samples so far."""
         comparable = len(self._column(lambda _, outcome: outcome.comparable))
-        weight = self._column(lambda _, outcome: outcome.verdict.weights, _competed)
+        weight = self._column(lambda _, outcome: outcome.verdict.weights, "competed")
         if not len(weight):
             return Summary(comparable, 0, math.nan, math.nan, 0.0, math.nan, math.nan)
-        labelled = self._column(lambda samples, _: samples.labelled, _competed)
+        labelled = self._column(lambda samples, _: samples.labelled, "competed")
         return Summary(
             comparable,
             len(weight),
             float(weight.mean()),
             float(weight.max()),
             float(weight.sum() ** 2 / (weight**2).sum()),
-            rank_correlation(weight, self._column(lambda samples, _: samples.foreground, _competed)),
+            rank_correlation(weight, self._column(lambda samples, _: samples.foreground, "competed")),
             rank_correlation(weight, relative_volume(labelled)),
         )
 
@@ -120,18 +120,11 @@ class Journal:
         return rows
 
     def _column(
-        self, of: Callable[[Samples, Outcome], torch.Tensor], rows: Callable[[Outcome], torch.Tensor] | None = None
+        self, of: Callable[[Samples, Outcome], torch.Tensor], rows: Literal["comparable", "competed"] = "comparable"
     ) -> NDArray[np.float64]:
-        """A column of these rows of all steps; None is the comparable samples."""
-        parts = [
-            of(samples, outcome)[outcome.comparable if rows is None else rows(outcome)].numpy()
-            for samples, outcome in self._steps
-        ]
+        """A column of these rows of all steps."""
+        parts = [of(samples, outcome)[getattr(outcome, rows)].numpy() for samples, outcome in self._steps]
         return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _competed(outcome: Outcome) -> torch.Tensor:
-    return outcome.competed
 
 
 def relative_volume(volumes: NDArray[np.float64]) -> NDArray[np.float64]:

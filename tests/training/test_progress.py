@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from nnunet_ext.training.base import nnUNetTrainerExt
 from nnunet_ext.training.progress import SHARE, PacedPlot
 
 
@@ -43,3 +46,13 @@ def test_what_was_skipped_is_drawn_at_the_end_and_only_that():
     watch.paced.finish("fold_0")
     watch.paced.finish("fold_0")
     assert len(watch.drawn) == 2
+
+
+@pytest.mark.slow
+def test_a_training_draws_through_it_and_ends_with_its_last_epoch(in_world):
+    watch = Watch()
+    trainer = in_world(nnUNetTrainerExt, "2d", nnunet_ext={"num_epochs": 3})
+    trainer.progress_plot.plot, trainer.progress_plot.clock = watch.plot, lambda: watch.now
+    trainer.progress_plot.due = 0.0
+    trainer.run_training()
+    assert watch.drawn == [(trainer.output_folder, 2.0), (trainer.output_folder, 4.0)]
