@@ -116,6 +116,7 @@ def _run(
     quiet: bool,
 ) -> None:
     from nnunet_ext.conversion.convert import convert
+    from nnunet_ext.io.numbered import stale_data
 
     raw = nnunet_folder("nnUNet_raw")
     source = replace(module.open_source(folder, **options), empty=empty)
@@ -123,6 +124,9 @@ def _run(
     done = convert(
         source, raw, number, name, overwrite=overwrite, seed=seed, folds=folds, quiet=quiet, elsewhere=others
     )
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    if preprocessed and (stale := stale_data(Path(preprocessed), done.folder.name)):
+        click.echo(f"WARNING {stale}", err=True)
     _print(done, quiet=quiet)
 
 

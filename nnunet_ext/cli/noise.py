@@ -40,7 +40,7 @@ def command(
 
     from nnunet_ext.conversion.noise import Noise, add_noise, lines_of
     from nnunet_ext.errors import InputError
-    from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
+    from nnunet_ext.io.numbered import dataset_numbered, splits_in_use, stale_data
     from nnunet_ext.locations import nnunet_folder
 
     if bool(voxels) == bool(mm):
@@ -60,6 +60,6 @@ def command(
     if not quiet:
         for line in lines_of(sidecar):
             click.echo(line)
-    if (others[0] / written.name).exists():
-        click.echo(f"WARNING {others[0] / written.name} was made from other contours; delete it", err=True)
+    if stale := stale_data(others[0], written.name):
+        click.echo(f"WARNING {stale}", err=True)
     click.echo(f"written: {written}; true contours: {folder / 'labelsTr'}; next: nnunet-ext plan -d {target}")

@@ -52,6 +52,8 @@ def command(
     """
     from tqdm import tqdm
 
+    from nnunet_ext.io.numbered import stale_data
+    from nnunet_ext.locations import nnunet_folder
     from nnunet_ext.roi.derivation import derive_numbered
     from nnunet_ext.roi.region import region_of
     from nnunet_ext.roi.retention import cut_organs, retention_lines
@@ -71,4 +73,6 @@ def command(
         click.echo(f"WARNING {line}", err=True)
     for line in cut_organs(sidecar):
         click.echo(f"WARNING {line}; take a larger region before you train on it", err=True)
+    if stale := stale_data(nnunet_folder("nnUNet_preprocessed"), folder.name):
+        click.echo(f"WARNING {stale}", err=True)
     click.echo(f"written: {folder}; next: nnunet-ext plan -d {target}")

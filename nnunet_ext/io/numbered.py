@@ -60,6 +60,12 @@ def check_elsewhere(folders: Sequence[Path], number: int, dataset: str) -> None:
         )
 
 
+def stale_data(preprocessed: Path, dataset: str) -> str | None:
+    """What to say once a dataset was written anew: nnU-Net keeps fingerprint, plans and data of the one before."""
+    folder = preprocessed / dataset
+    return f"{folder} was made from an earlier dataset of this name; delete it" if folder.exists() else None
+
+
 def splits_in_use(dataset: str, roots: Sequence[Path] = ()) -> list[Split] | None:
     """The folds that nnU-Net trains with (preprocessed), else the raw folder's; None where there are none.
 

@@ -95,6 +95,16 @@ def test_taken_number_ends_with_2(monkeypatch, raw, tmp_path, capsys):
     assert _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Other", "--overwrite", *LABELS) == 0
 
 
+def test_preprocessed_data_of_the_replaced_dataset_are_named(monkeypatch, raw, tmp_path, capsys):
+    source = _draw(tmp_path / "s", 2)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    assert _run(monkeypatch, "nifti", source, "-d", 7, *LABELS) == 0
+    assert "WARNING" not in capsys.readouterr().err
+    (tmp_path / "preprocessed" / "Dataset007_Nifti").mkdir(parents=True)
+    assert _run(monkeypatch, "nifti", source, "-d", 7, "--overwrite", *LABELS) == 0
+    assert "Dataset007_Nifti was made from an earlier dataset of this name; delete it" in capsys.readouterr().err
+
+
 def test_missing_variable_ends_with_2_and_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert _run(monkeypatch, "nifti", _draw(tmp_path / "s", 2), "-d", 7, *LABELS) == 2

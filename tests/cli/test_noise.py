@@ -98,7 +98,7 @@ def test_a_number_that_is_known_under_another_name_is_refused(raw: Path) -> None
 def test_preprocessed_data_of_other_noise_are_named(raw: Path) -> None:
     (raw.parent / "preprocessed" / "Dataset302_CleanNoisy").mkdir()
     result = run("--ratio", "1", "--voxels", "1", "2")
-    assert "Dataset302_CleanNoisy was made from other contours; delete it" in result.stderr
+    assert "Dataset302_CleanNoisy was made from an earlier dataset of this name; delete it" in result.stderr
 
 
 def test_a_missing_dataset_is_refused(raw: Path) -> None:

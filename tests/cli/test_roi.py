@@ -49,6 +49,13 @@ def refusal(result: Result) -> str:
     return str(result.exception)
 
 
+def test_preprocessed_data_of_an_earlier_cut_are_named(raw: Path) -> None:
+    assert "WARNING" not in run(*SIZE, "--name", "Stem").stderr
+    (raw.parent / "preprocessed" / "Dataset013_Stem").mkdir()
+    stderr = run(*SIZE, "--name", "Stem", target="13").stderr
+    assert "preprocessed/Dataset013_Stem was made from an earlier dataset of this name; delete it" in stderr
+
+
 def test_regions_become_a_dataset_and_the_command_says_how_much_they_keep(raw: Path) -> None:
     result = run(*SIZE, "--name", "Stem", "--copies", "1")
     assert result.exit_code == 0, result.exception
