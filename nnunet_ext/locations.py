@@ -1,4 +1,4 @@
-"""Where things are: the trainers that nnU-Net must find, and nnU-Net's three data folders."""
+"""Where things are: the trainers that nnU-Net must find, nnU-Net's three data folders, and what their files end in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from nnunet_ext.errors import InputError
 
 TRAINER_VARIABLE = "nnUNet_extTrainer"
 DATA_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+FILE_ENDING = ".nii.gz"
+"""Of every image and label map in the datasets that we write or derive from."""
 
 
 def trainers_folder() -> Path:

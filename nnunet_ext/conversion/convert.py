@@ -29,6 +29,7 @@ from nnunet_ext.io.atomic import write_json
 from nnunet_ext.io.nifti import write_labels, write_voxels
 from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
 from nnunet_ext.labels import swap_pairs
+from nnunet_ext.locations import FILE_ENDING
 
 READER = "SimpleITKIOWithReorient"
 """nnU-Net's reader that looks at the orientation; its export is uint8, so at most 255 labels."""
@@ -188,11 +189,11 @@ def _check_new(case: Case, record: CaseRecord, seen: dict[str, str]) -> None:
 def _write_case(folder: Path, record: CaseRecord, loaded: LoadedCase) -> None:
     images = folder / ("imagesTs" if record.test else "imagesTr")
     for channel, image in enumerate(loaded.images):
-        path = images / f"{record.identifier}_{channel:04d}.nii.gz"
+        path = images / f"{record.identifier}_{channel:04d}{FILE_ENDING}"
         write_voxels(path, _smallest_exact(image), loaded.grid)
     if loaded.labels is not None:
         labels = folder / ("labelsTs" if record.test else "labelsTr")
-        write_labels(labels / f"{record.identifier}.nii.gz", loaded.labels, loaded.grid)
+        write_labels(labels / f"{record.identifier}{FILE_ENDING}", loaded.labels, loaded.grid)
 
 
 def _smallest_exact(image: NDArray[np.float32]) -> NDArray[np.generic]:
@@ -232,7 +233,7 @@ def dataset_json(source: Source, training_cases: int) -> dict[str, Any]:
         "labels": {"background": 0, **(overlap_regions(source.organs) if source.painting else source.organs)},
         **overlap,
         "numTraining": training_cases,
-        "file_ending": ".nii.gz",
+        "file_ending": FILE_ENDING,
         "overwrite_image_reader_writer": READER,
         "description": source.description,
         "reference": source.reference,

@@ -22,10 +22,10 @@ from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
 from nnunet_ext.io.orientation import from_lps, to_lps
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.preprocessing.label_noise import Direction, Displacement, Unit, corrupt_labels
 
 NOISE_FILE = "noise.json"
-FILE_ENDING = ".nii.gz"
 IMAGES = ("imagesTr", "imagesTs")
 """Folders that are linked, file by file."""
 

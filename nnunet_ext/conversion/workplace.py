@@ -13,6 +13,7 @@ from nnunet_ext.conversion.record import CaseRecord
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
+from nnunet_ext.locations import FILE_ENDING
 
 RECORDS = ".cases"
 
@@ -82,10 +83,10 @@ class Workplace:
         """Remove everything of a case, such as a half-written or outdated one."""
         self._record(identifier).unlink(missing_ok=True)
         for part in ("imagesTr", "imagesTs"):
-            for path in (self.folder / part).glob(f"{glob.escape(identifier)}_[0-9][0-9][0-9][0-9].nii.gz"):
+            for path in (self.folder / part).glob(f"{glob.escape(identifier)}_[0-9][0-9][0-9][0-9]{FILE_ENDING}"):
                 path.unlink()
         for part in ("labelsTr", "labelsTs"):
-            (self.folder / part / f"{identifier}.nii.gz").unlink(missing_ok=True)
+            (self.folder / part / f"{identifier}{FILE_ENDING}").unlink(missing_ok=True)
 
     def keep_only(self, identifiers: set[str]) -> None:
         """Forget cases of an earlier run that the source no longer has."""

@@ -20,8 +20,8 @@ from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import atomic_path, read_json, sha256_of, write_json
 from nnunet_ext.io.lock import locked
 from nnunet_ext.io.nifti import save_labels
+from nnunet_ext.locations import FILE_ENDING
 
-FILE_ENDING = ".nii.gz"
 DATASET_FILE, BLOCK = "dataset.json", "nnunet_ext"
 HASH = "output_sha256"
 

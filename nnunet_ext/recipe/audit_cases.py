@@ -19,10 +19,10 @@ from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.io.numbered import SPLITS_FILE, Split, splits_in_use
-from nnunet_ext.locations import nnunet_folder
+from nnunet_ext.locations import FILE_ENDING, nnunet_folder
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.selection import HeldOutCase, held_out_cases
-from nnunet_ext.roi.provenance import FILE_ENDING, HELD_OUT_CSV, HeldOut, held_out_predictions, unproven
+from nnunet_ext.roi.provenance import HELD_OUT_CSV, HeldOut, held_out_predictions, unproven
 from nnunet_ext.roi.raw_data import contoured_in
 from nnunet_ext.roi.sides import WHOLE, parts_of
 

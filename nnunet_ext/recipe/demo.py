@@ -16,12 +16,12 @@ from nnunet_ext.evaluation.folder import evaluate_folder
 from nnunet_ext.evaluation.overlay import draw_overlay
 from nnunet_ext.io.atomic import write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.phantom import ORGANS, draw_case
 from nnunet_ext.recipe.composed import Composed
 from nnunet_ext.recipe.predict import predict_folder
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.recipe.train import default_at_once, result_folder, train
-from nnunet_ext.roi.provenance import FILE_ENDING
 from nnunet_ext.roi.region import region_of
 
 RECIPE = "demo_phantom_cpu"

@@ -25,11 +25,12 @@ from nnunet_ext.geometry import Grid, grid_difference
 from nnunet_ext.io.atomic import read_json, write_json, write_text
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.labels import swap_pairs
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.schema import Recipe
 from nnunet_ext.roi.agreement import check_trained_on
 from nnunet_ext.roi.pasting import paste_predictions, renumbered
-from nnunet_ext.roi.provenance import FILE_ENDING, ignore_number, label_numbers
+from nnunet_ext.roi.provenance import ignore_number, label_numbers
 from nnunet_ext.roi.raw_data import contoured_in
 from nnunet_ext.roi.sides import frame_labels
 

@@ -14,12 +14,12 @@ from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.recipe.jobs import Job, run_jobs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.region_dataset import cut_regions
 from nnunet_ext.recipe.schema import Model, Recipe, locators_of
 from nnunet_ext.recipe.selection import select
-from nnunet_ext.roi.provenance import FILE_ENDING
 from nnunet_ext.roi.raw_data import case_digests, changed_cases, digest_of, image_digests
 
 MANIFEST = "nnunet_ext_job.json"

@@ -18,11 +18,12 @@ from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
 from nnunet_ext.io.orientation import to_lps
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.roi.boxes import crop, kept_fraction, overlaps
 from nnunet_ext.roi.chain import Chain, Located, chain_of
 from nnunet_ext.roi.learned import Learned
 from nnunet_ext.roi.pasting import renumbered
-from nnunet_ext.roi.provenance import FILE_ENDING, HeldOut, held_out_predictions, ignore_number, label_numbers, unproven
+from nnunet_ext.roi.provenance import HeldOut, held_out_predictions, ignore_number, label_numbers, unproven
 from nnunet_ext.roi.raw_data import case_digests, contoured_in
 from nnunet_ext.roi.region import CENTRE, NO_MODEL, TRUTH, Region, box_entry
 from nnunet_ext.roi.retention import retention

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from nnunet_ext.geometry import Box
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.io.orientation import from_lps, to_lps
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.roi.boxes import crop, paste
-from nnunet_ext.roi.provenance import FILE_ENDING
 from nnunet_ext.roi.region import Region, box_from_entry
 from nnunet_ext.roi.sides import Part, frame_labels, parts_of
 

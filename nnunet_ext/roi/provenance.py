@@ -9,8 +9,8 @@ from typing import Any
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.io.atomic import read_json, sha256_of
+from nnunet_ext.locations import FILE_ENDING
 
-FILE_ENDING = ".nii.gz"
 CASES_FILE = "cases.json"
 """Written by our trainers into a fold's folder: the cases that this training really used."""
 HELD_OUT_CSV = "quality_held_out.csv"

@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
 from nnunet_ext.io.atomic import sha256_of
-from nnunet_ext.roi.provenance import FILE_ENDING
+from nnunet_ext.locations import FILE_ENDING
 
 GZIP_END = 8
 """Bytes: a gzip stream ends with the CRC-32 and the length of its content (RFC 1952, section 2.3.1)."""

@@ -14,7 +14,7 @@ from nnunet_ext.conversion.noise import NOISE_FILE, Noise, add_noise, lines_of, 
 from nnunet_ext.errors import InputError
 from nnunet_ext.evaluation.dataset import PRESENT_FILE
 from nnunet_ext.io.atomic import read_json, sha256_of, write_json
-from nnunet_ext.roi.provenance import FILE_ENDING
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.roi.raw_data import contoured_in, digest_of
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
 from nnunet_ext.study.world import ALL, CLEAN, PLANS, Run, World

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nnunet_ext.conversion.noise import structures_of
 from nnunet_ext.evaluation.dataset import DATASET_FILE, read_organs
 from nnunet_ext.evaluation.metrics import score_case
-from nnunet_ext.roi.provenance import FILE_ENDING
+from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.roi.raw_data import contoured_in
 from nnunet_ext.study.world import World
 

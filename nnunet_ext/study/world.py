@@ -14,8 +14,7 @@ from nnunet_ext.conversion.noise import structures_of
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
-from nnunet_ext.locations import DATA_VARIABLES, nnunet_folder
-from nnunet_ext.roi.provenance import FILE_ENDING
+from nnunet_ext.locations import DATA_VARIABLES, FILE_ENDING, nnunet_folder
 from nnunet_ext.study.page import Row, Study
 
 ALL, CLEAN = 0, 1
