@@ -193,7 +193,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             image = batch["data"].to(self.device, non_blocking=True)
             target = _on_device(batch["target"], self.device)
             heads, valid = label_channels(target[0] if isinstance(target, list) else target, self.label_manager)
-            with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
+            with autocast(self.device.type) if self.grad_scaler is not None else dummy_context():
                 output = self.network(image)
                 answers = None if strength is None else self.qam(self.qam_inputs(image, heads, valid))
         losses = self.per_sample_loss(output, target)

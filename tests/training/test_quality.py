@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
+from torch.amp import GradScaler
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.locations import expose_trainers
@@ -289,6 +291,55 @@ class TestStep:
             theirs = getattr(other, name).parameters()
             for a, b in zip(getattr(one, name).parameters(), theirs, strict=True):
                 torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture
+def in_half(in_world: Any) -> Iterator[Any]:
+    """Makes started trainers that compute in half precision, as they do on a GPU; here the CPU does it."""
+    before = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+
+    def make(*given: Any, scale: float = 2.0**10, **settings: Any) -> Any:
+        trainer = started(in_world, *given, **settings)
+        trainer.grad_scaler = GradScaler("cpu", init_scale=scale)
+        return trainer
+
+    yield make
+    torch.set_autocast_dtype("cpu", before)
+
+
+@pytest.mark.slow
+class TestMixedPrecision:
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_trains_both_networks_by_the_same_gradients(self, in_world, in_half, kind, accumulate):
+        half = in_half("2d", KINDS[kind], quality={"accumulate": accumulate})
+        full = started(in_world, "2d", KINDS[kind], quality={"accumulate": accumulate})
+        for name in ("network", "qam"):
+            getattr(full, name).load_state_dict(getattr(half, name).state_dict())
+        batches = [next(half.dataloader_train) for _ in range(accumulate)]
+        losses, types = [], []
+        half.network.register_forward_hook(lambda _, __, levels: types.append(levels[0].dtype))
+        half.qam.blocks[0].register_forward_hook(lambda _, __, maps: types.append(maps.dtype))
+        for trainer in (half, full):
+            trainer.dataloader_train = iter(copy.deepcopy(batches[1:]))
+            losses.append(trainer.train_step(copy.deepcopy(batches[0]))["loss"])
+        assert set(types) == {torch.float16}
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+        for name in ("network", "qam"):
+            a, b = (
+                torch.cat([w.grad.flatten() for w in getattr(trainer, name).parameters() if w.grad is not None])
+                for trainer in (half, full)
+            )
+            assert nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+            assert a.norm().item() == pytest.approx(b.norm().item(), rel=0.05)
+
+    def test_gradients_too_large_for_it_change_nothing_but_the_scale(self, in_half):
+        trainer = in_half(scale=2.0**60)
+        before = [(network, state(network)) for network in (trainer.network, trainer.qam)]
+        trainer.train_step(next(trainer.dataloader_train))
+        assert trainer.grad_scaler.get_scale() == 2.0**59
+        assert not any(changed(weights, network) for network, weights in before)
 
 
 @pytest.mark.slow
