@@ -22,6 +22,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.amp import GradScaler
 
 from nnunet_ext.errors import InputError
@@ -671,3 +672,25 @@ class TestWholeRun:
         trainer.run_training()
         assert trainer.competition.memory.size == 0
         assert len(table(Path(trainer.output_folder))) > 0
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.nightly
+def test_compiled_networks_train_as_plain_ones_and_their_checkpoints_load(in_world, monkeypatch, tmp_path):
+    """nnU-Net compiles on GPUs only; the compiler and what it wraps are the same on the CPU."""
+    plain = started(in_world)
+    monkeypatch.setattr(nnUNetTrainerExtQuality, "_do_i_compile", lambda self: True)
+    compiled = started(in_world)
+    plain.network.load_state_dict(compiled.bare_network.state_dict())
+    plain.qam.load_state_dict(compiled.bare_qam.state_dict())
+    for _ in range(2):
+        batch = next(plain.dataloader_train)
+        expected, found = (trainer.train_step(copy.deepcopy(batch))["loss"] for trainer in (plain, compiled))
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert isinstance(compiled.qam, OptimizedModule)
+    compiled.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    plain.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    for name in ("bare_network", "bare_qam"):
+        assert not changed(state(getattr(compiled, name)), getattr(plain, name))
