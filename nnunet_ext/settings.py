@@ -44,7 +44,8 @@ class QualitySettings(BaseModel):
         memory: Earlier samples that compete as well in steps in which fewer than 8 do, so that the weights of a batch
             of 1 differ; 0 is none.
         accumulate: Batches per optimiser step that compete with each other, as one batch of that many would, with the
-            memory of one and twice the forward passes.
+            memory of one and twice the forward passes; a norm with running statistics, which nnU-Net's networks do not
+            have, would take in each batch twice.
         case_memory: Average the score of a sample with the running score of its case.
     """
 

@@ -8,7 +8,16 @@ from nnunet_ext.phantom import ORGANS
 
 @pytest.mark.parametrize(
     ("spelling", "name"),
-    [("LeftParotid", "Parotid_L"), ("RightParotid", "Parotid_R"), ("spinal cord", "SpinalCord"), ("Rind", "Rind")],
+    [
+        ("LeftParotid", "Parotid_L"),
+        ("RightParotid", "Parotid_R"),
+        ("spinal cord", "SpinalCord"),
+        ("Rind", "Rind"),
+        ("Cochlear", "Cochlear"),
+        ("Cochlea R", "Cochlea_R"),
+        ("CochleaR", "Cochlea_R"),
+        ("cochleal", "Cochlea_L"),
+    ],
 )
 def test_known_spellings_become_tg263_names_and_unknown_ones_stay(spelling, name):
     assert tg263_name(spelling) == name

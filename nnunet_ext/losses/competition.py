@@ -28,7 +28,7 @@ class Samples:
     Args:
         case: (N,), number of the case.
         answer: (N,), of the QAM; NaN where it was not asked.
-        loss: (N,).
+        loss: (N,); NaN where it says nothing about the contours.
         displacement: (N, C), mm; NaN where an organ is absent.
         both: (N, C), ``Σ p y`` in voxels.
         predicted: (N, C), ``Σ p`` in voxels.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +58,9 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     driver, burn-in, ramp, centre and competition are ours; nnU-Net's loss and optimiser; 31 samples remembered where
     few compete.
 
+    Of a batch of 2 one patch must contain foreground, of 3 two (``oversample_foreground_percent`` 0.66); ask for 1.0
+    where all shall compete.
+
     Raises:
         InputError: settings under which nothing competes.
     """
@@ -75,6 +79,9 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     case_table: CaseTable
     qam_trained = False
     """Whether the QAM has had a step in which samples competed; before, its answers are noise."""
+    qam_lost = False
+    """Whether the segmenter was loaded without the QAM that was trained beside it."""
+    _untrained: Mapping[str, torch.Tensor]
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +103,20 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             )
         self.per_sample_loss = per_sample_loss(self.settings.loss, self.label_manager, self.loss)
         self.case_table = CaseTable(Path(self.output_folder, CASES_CSV))
-        self.competition = Competition(
+        self.competition = self._build_competition()
+        self.qam = self._build_qam().to(self.device)
+        self.qam_optimizer = torch.optim.Adam(self.qam.parameters(), lr=s.qam_lr)
+        if self._do_i_compile():
+            self.qam = torch.compile(self.qam)
+        if self.is_ddp:
+            self.qam = DistributedDataParallel(self.qam, device_ids=[self.local_rank])
+            self.gather = partial(gather_rows, device=self.device)
+            self.processes = distributed.get_world_size()
+        self._untrained = copy.deepcopy(self.bare_qam.state_dict())
+
+    def _build_competition(self) -> Competition:
+        s = self.settings.quality
+        return Competition(
             self._organs,
             bound=s.lambda_,
             bounded=s.ocm,
@@ -107,14 +127,6 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             memory=s.memory,
             case_memory=s.case_memory,
         )
-        self.qam = self._build_qam().to(self.device)
-        self.qam_optimizer = torch.optim.Adam(self.qam.parameters(), lr=s.qam_lr)
-        if self._do_i_compile():
-            self.qam = torch.compile(self.qam)
-        if self.is_ddp:
-            self.qam = DistributedDataParallel(self.qam, device_ids=[self.local_rank])
-            self.gather = partial(gather_rows, device=self.device)
-            self.processes = distributed.get_world_size()
 
     @property
     def _organs(self) -> int:
@@ -167,6 +179,8 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     def accumulate(self, batch: dict[str, Any], strength: float | None) -> torch.Tensor:
         """Gradients of several batches as of one, with the memory of one: all are seen twice, first without gradient.
 
+        A norm that keeps running statistics (nnU-Net's do not) takes in every batch twice.
+
         Source: ours; exact, because weights and pulls need numbers of all batches, but their gradients of one only.
         """
         others = (next(self.dataloader_train) for _ in range(self.settings.quality.accumulate - 1))
@@ -193,7 +207,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             image = batch["data"].to(self.device, non_blocking=True)
             target = _on_device(batch["target"], self.device)
             heads, valid = label_channels(target[0] if isinstance(target, list) else target, self.label_manager)
-            with autocast(self.device.type) if self.grad_scaler is not None else dummy_context():
+            with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
                 output = self.network(image)
                 answers = None if strength is None else self.qam(self.qam_inputs(image, heads, valid))
         losses = self.per_sample_loss(output, target)
@@ -203,11 +217,19 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             valid,
             regions=self.label_manager.has_regions,
             spacing_mm=self.configuration_manager.spacing[2 - image.ndim :],
-            losses=losses,
+            losses=losses if self.settings.quality.driver != "loss" else self.measures(losses, batch["keys"]),
             answers=answers,
             keys=batch["keys"],
         )
         return Answer(losses, answers, samples)
+
+    def measures(self, losses: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+        """Losses that say something about contours: those of a case that lacks organs are low for that alone, so NaN.
+
+        Without this a case that nobody contoured wins all the weight.
+        """
+        lacking = torch.tensor([str(key) in self.absent_in_cases() for key in keys], device=losses.device)
+        return losses.detach().masked_fill(lacking, torch.nan)
 
     def qam_inputs(self, image: torch.Tensor, heads: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Image and labels as the QAM sees them; what is to be ignored has no label and is marked."""
@@ -230,7 +252,8 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         verdicts = []
         for part in samples:
             mine = slice(start, start + len(part.loss))
-            verdicts.append(Verdict(*(column[mine].to(self.device) for column in outcome.verdict)))
+            columns = (column[mine].to(part.loss.dtype) for column in outcome.verdict)  # not every device has doubles
+            verdicts.append(Verdict(*(column.to(self.device) for column in columns)))
             start = mine.stop
         return verdicts, len(everyone.loss)
 
@@ -256,6 +279,18 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             self.grad_scaler.update()
 
     # --- an epoch ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """As the base; names the cases that cannot compete."""
+        super().on_train_start()
+        train = self.cases["train"] if self.cases else []
+        lacking = sum(case in self.absent_in_cases() for case in train)
+        if self.weighs and self.settings.quality.driver == "loss" and lacking:
+            self.print_to_log_file(
+                f"WARNING: {lacking} of {len(train)} training cases keep weight 1, because the loss of a case where "
+                'organs were not contoured says nothing about its contours; "quality": {"driver": "readiness"} judges '
+                "them by the organs that they have."
+            )
 
     def on_train_epoch_start(self) -> None:
         """As the base, with an empty journal."""
@@ -301,11 +336,15 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     def judge_held_out(self) -> None:
         """Write the score of every held-out case beside the checkpoints; none of a QAM that was never trained."""
         path = Path(self.output_folder, HELD_OUT_CSV)
+        if self.qam_lost and not self.qam_trained:
+            kept = "stays as it was" if path.exists() else "is not written"
+            self.print_to_log_file(f"{HELD_OUT_CSV} {kept}, because the QAM's file beside the checkpoint is missing.")
+            return
         if not self.qam_trained:
             path.unlink(missing_ok=True)
             self.print_to_log_file(
                 f"No {HELD_OUT_CSV}: the QAM was never trained, because burn_in lasted to the end, no organ was known "
-                "well enough (quality.ready_dice), or its file beside the checkpoint is missing."
+                "well enough (quality.ready_dice), or no case could compete."
             )
             return
         _, cases = self.get_tr_and_val_datasets()
@@ -346,7 +385,10 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
             self._load_quality(quality_file(Path(filename_or_checkpoint)))
 
     def _load_quality(self, path: Path) -> None:
-        if (read := read_quality(path, self.current_epoch, self.device)) is None:
+        read = read_quality(path, self.current_epoch)
+        self.qam_lost = read is None
+        if read is None:
+            self._begin_anew()
             self.print_to_log_file(
                 f"WARNING: no readable {path.name} of epoch {self.current_epoch}; the QAM and its memories begin anew."
             )
@@ -354,10 +396,18 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
         found, content = read
         self.bare_qam.load_state_dict(content["qam_weights"])
         self.qam_optimizer.load_state_dict(content["qam_optimizer"])
+        for group in self.qam_optimizer.param_groups:
+            group["lr"] = self.settings.quality.qam_lr  # the plans may have changed
         self.competition.load_state_dict(content["competition"])
         self.qam_trained = is_trained(content)
         if found != path and self.local_rank == 0:  # else the next save would keep the wrong one
             write_checkpoint(content, path)
+
+    def _begin_anew(self) -> None:
+        self.bare_qam.load_state_dict(self._untrained)
+        self.qam_optimizer.state.clear()
+        self.competition = self._build_competition()
+        self.qam_trained = False
 
     def on_train_end(self) -> None:
         """As the base; what was needed to continue goes."""

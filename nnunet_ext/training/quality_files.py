@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunet_ext.training.checkpoint import DAMAGE, read_checkpoint, write_checkpoint
 
 LATEST, PREVIOUS, BEST = (f"checkpoint_{which}.quality.pth" for which in ("latest", "previous", "best"))
@@ -22,18 +20,17 @@ def write_quality(content: dict[str, Any], path: Path) -> None:
     write_checkpoint(content, path, path.with_name(PREVIOUS) if path.name == LATEST else None)
 
 
-def read_quality(path: Path, epoch: int, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+def read_quality(path: Path, epoch: int) -> tuple[Path, dict[str, Any]] | None:
     """The file of the segmenter's epoch: a run killed between two writes has it under an older name; None if none.
 
     Args:
         path: Beside the segmenter's checkpoint.
         epoch: Of the segmenter.
-        device: Where tensors go.
     """
     candidates = [path, path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else [path]
     for candidate in candidates:
         try:
-            content = read_checkpoint(candidate, device)
+            content = read_checkpoint(candidate)
         except DAMAGE:
             continue
         if content["current_epoch"] == epoch:

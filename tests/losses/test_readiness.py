@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_ext.losses.readiness import Readiness
+from nnunet_ext.losses.readiness import Readiness, excess_of
 
 NAN = float("nan")
 
@@ -176,3 +176,9 @@ def test_an_organ_predicted_where_nobody_drew_it_moves_no_middle():
     readiness.update(*contours(1.0, 1.0))
     readiness.update(column(50.0), column(0.0), column(500.0), column(0.0))
     assert readiness.middle.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("predicted", "excess"), [(10.5, 3.0), (9.5, -3.0)])
+def test_rounded_sums_make_no_displacement_larger_than_it_is(predicted, excess):
+    both = predicted / 2 + 5 - 0.05  # what is apart is 0.1, rounded; what is more is 0.5
+    assert excess_of(column(3.0), column(both), column(predicted), column(10.0)).item() == pytest.approx(excess)

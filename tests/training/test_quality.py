@@ -242,6 +242,52 @@ class TestStep:
         assert not seen[0][:, 2].any()
         assert trainer.network is network
 
+    def test_the_loss_of_a_case_that_lacks_organs_says_nothing_about_its_contours(self, in_world, world):
+        trainer = started(in_world, batch_size=8, quality={"driver": "loss", "memory": 0})
+        few, none = world.splits[0]["train"][:2]
+        trainer._absent = {few: [False, True, False, False], none: [False, True, True, True]}
+        batch = next(trainer.dataloader_train)
+        batch["keys"] = [few, none, *world.splits[0]["train"][2:], *world.splits[0]["train"][2:], few, none]
+        trainer.train_step(batch)
+        ((samples, outcome),) = trainer.journal._steps
+        assert outcome.competed.tolist() == [False, False, True, True, True, True, False, False]
+        assert outcome.verdict.weights[~outcome.competed].tolist() == [1.0] * 4
+        assert not outcome.verdict.pull[~outcome.competed].any()
+        assert samples.loss.isnan().equal(~outcome.competed)
+
+    @pytest.mark.parametrize(("driver", "warned"), [("loss", True), ("displacement", False)])
+    def test_cases_that_cannot_compete_are_counted_at_the_start(self, in_world, world, driver, warned):
+        trainer = started(in_world, quality={"driver": driver})
+        trainer._absent = {world.splits[0]["train"][0]: [False, True, False, False]}
+        trainer.on_train_start()
+        said = Path(trainer.log_file).read_text()
+        assert ("1 of 4 training cases keep weight 1, because the loss of a case" in said) == warned
+
+    def test_nothing_in_double_precision_goes_to_the_device(self, in_world, monkeypatch):
+        """Apple's GPUs have none."""
+        trainer, sent, original = started(in_world), [], torch.Tensor.to
+
+        def spy(tensor: torch.Tensor, *to: Any, **options: Any) -> torch.Tensor:
+            if tensor.dtype == torch.float64 and trainer.device in to:
+                sent.append(tensor.shape)
+            return original(tensor, *to, **options)
+
+        monkeypatch.setattr(torch.Tensor, "to", spy)
+        trainer.train_step(next(trainer.dataloader_train))
+        assert sent == []
+
+    def test_scores_grow_within_an_epoch(self, in_world, monkeypatch):
+        """Strength 0 leaves the QAM as it was, and as untrained as it was."""
+        trainer = started(in_world, quality={"ramp": 1.0})
+        seen, judge = [], trainer.competition.judge
+        trainer.competition.judge = lambda samples, strength: seen.append(strength) or judge(samples, strength)
+        trainer.train_step(next(trainer.dataloader_train))
+        assert not trainer.qam_trained
+        trainer.train_step(next(trainer.dataloader_train))
+        assert trainer.qam_trained
+        epochs, steps = trainer.num_epochs, trainer.num_iterations_per_epoch
+        assert seen == pytest.approx([0.0, 1 / (epochs * steps)])
+
     def test_no_option_is_without_effect_on_the_competition(self, in_world):
         asked = {"lambda_": 1.5, "ocm": False, "min_foreground": 7, "memory": 9, "case_memory": True, "qam_lr": 0.125,
                  "ready_dice": 0.25, "centre": False}  # fmt: skip
@@ -295,7 +341,7 @@ class TestStep:
 
 
 @pytest.fixture
-def in_half(in_world: Any) -> Iterator[Any]:
+def in_half(in_world: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes started trainers that compute in half precision, as they do on a GPU; here the CPU does it."""
     before = torch.get_autocast_dtype("cpu")
     torch.set_autocast_dtype("cpu", torch.float16)
@@ -303,6 +349,14 @@ def in_half(in_world: Any) -> Iterator[Any]:
     def make(*given: Any, scale: float = 2.0**10, **settings: Any) -> Any:
         trainer = started(in_world, *given, **settings)
         trainer.grad_scaler = GradScaler("cpu", init_scale=scale)
+        step = trainer.train_step
+
+        def half_step(batch: dict[str, Any]) -> Any:
+            with monkeypatch.context() as patched:
+                patched.setattr("nnunet_ext.training.quality.dummy_context", lambda: torch.autocast("cpu"))
+                return step(batch)
+
+        trainer.train_step = half_step
         return trainer
 
     yield make
@@ -437,6 +491,7 @@ class TestReport:
             assert len(trainer.unknown_organs()) == warned
         assert "above quality.ready_dice 0.99" in self.unready_at(in_world, burn_in=0.0, ramp=0.0)[0]
         assert self.unready_at(in_world, burn_in=1.0, ramp=1.0) == []
+        assert self.unready_at(in_world, burn_in=0.5, ramp=1.0) == []
         assert self.unready_at(in_world, driver="displacement") == []
 
     def test_organs_that_are_not_known_yet_are_named(self, in_world):
@@ -557,6 +612,27 @@ class TestCheckpoint:
             assert equal(fresh, quality_state(again))
             assert not changed(state(trainer.network), again.network)
             assert "no readable checkpoint_latest.quality.pth of epoch 1" in Path(again.log_file).read_text()
+
+    def test_without_its_file_nothing_of_another_epoch_stays(self, in_world):
+        """nnU-Net loads the best checkpoint into the trainer that has just trained, for ``--val_best``."""
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        quality_file(latest.with_name("checkpoint_best.pth")).unlink()
+        assert trainer.qam_trained
+        trainer.load_checkpoint(str(latest.with_name("checkpoint_best.pth")))
+        assert not trainer.qam_trained
+        assert not trainer.qam_optimizer.state
+        assert equal(trainer.competition.state_dict(), trainer._build_competition().state_dict())
+        for name, weights in trainer._untrained.items():
+            assert torch.equal(trainer.bare_qam.state_dict()[name], weights)
+
+    def test_a_learning_rate_that_was_changed_in_the_plans_holds(self, in_world):
+        trainer, latest = after_step(in_world)
+        trainer.save_checkpoint(str(latest))
+        again = started(in_world, quality={"qam_lr": 1e-6})
+        again.load_checkpoint(str(latest))
+        assert [group["lr"] for group in again.qam_optimizer.param_groups] == [1e-6]
+        assert again.qam_optimizer.state
 
     def test_a_run_killed_between_both_files_continues_with_those_of_one_epoch(self, in_world):
         trainer, latest = after_step(in_world)

@@ -170,6 +170,40 @@ def test_a_qam_that_was_never_trained_judges_nobody(in_world):
 
 
 @pytest.mark.slow
+def test_judgements_stay_where_only_the_qam_is_missing(in_world):
+    """Of a checkpoint without the file beside it, which prediction does not need."""
+    trainer = competing(in_world)
+    trainer.judge_held_out()
+    written = Path(trainer.output_folder, HELD_OUT_CSV)
+    before = written.read_bytes()
+    trainer.logger.log("mean_fg_dice", 0.5, 0)
+    final = Path(trainer.output_folder, "checkpoint_final.pth")
+    trainer.save_checkpoint(str(final))
+    final.with_suffix(".quality.pth").unlink()
+    trainer.load_checkpoint(str(final))
+    trainer.judge_held_out()
+    assert written.read_bytes() == before
+    assert f"{HELD_OUT_CSV} stays as it was" in Path(trainer.log_file).read_text()
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.judge_held_out()
+    assert written.read_bytes() != before
+
+
+@pytest.mark.slow
+def test_what_a_cascade_appends_to_the_image_is_not_shown(in_world, monkeypatch):
+    trainer, seen = competing(in_world), []
+    _, cases = trainer.get_tr_and_val_datasets()
+    image, labels, previous, properties = cases.load_case(cases.identifiers[0])
+    longer = np.concatenate([image, np.ones_like(image)])
+    monkeypatch.setattr(cases, "load_case", lambda _: (longer, labels, previous, properties))
+    monkeypatch.setattr(trainer, "get_tr_and_val_datasets", lambda: (None, cases))
+    ask = trainer.ask_qam
+    monkeypatch.setattr(trainer, "ask_qam", lambda shown, target: seen.append(shown.shape[1]) or ask(shown, target))
+    trainer.judge_held_out()
+    assert set(seen) == {1}
+
+
+@pytest.mark.slow
 def test_the_trainer_leaves_out_what_was_not_contoured_in_a_case(in_world, world, monkeypatch):
     trainer, (case, other) = competing(in_world), sorted(world.splits[0]["val"])
     trainer._absent = {case: [False, True, False, False]}
