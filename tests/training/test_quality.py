@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.amp import GradScaler
@@ -28,10 +29,18 @@ from torch.amp import GradScaler
 from nnunet_ext.errors import InputError
 from nnunet_ext.locations import expose_trainers
 from nnunet_ext.losses.competition import Samples
+from nnunet_ext.networks.context_unet import ContextUNet
+from nnunet_ext.networks.deep_res_unet import DeepResUNet
+from nnunet_ext.networks.original_unet import OriginalUNet
+from nnunet_ext.networks.ras_unet import RASUNet
+from nnunet_ext.networks.refinement_unet import RefinementUNet
+from nnunet_ext.networks.se_res_unet import SEResUNet
+from nnunet_ext.networks.se_unet import SEUNet3D
 from nnunet_ext.settings import QualitySettings, TrainerSettings, resolve_settings
 from nnunet_ext.training.checkpoint import read_checkpoint, write_checkpoint
 from nnunet_ext.training.losses import ExclusiveBCELoss
 from nnunet_ext.training.mirroring import nnUNetTrainerExtNoMirror
+from nnunet_ext.training.networks import path_of, planned_architecture, replaced
 from nnunet_ext.training.quality import nnUNetTrainerExtQuality
 from nnunet_ext.training.quality_files import is_trained, quality_file
 from nnunet_ext.training.quality_literal import nnUNetTrainerExtQualityLiteral
@@ -94,12 +103,14 @@ def started(
     configuration: str = "2d",
     dataset: dict[str, Any] | None = None,
     trainer: type = nnUNetTrainerExtQuality,
+    architecture: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
     """A trainer at the start of its first epoch; every patch contains foreground."""
     quality = {**AT_ONCE, **settings.pop("quality", {})}
     block = {"oversample_foreground_percent": 1.0, "deep_supervision": True, **settings, "quality": quality}
-    made = in_world(trainer, configuration, dataset=dataset, nnunet_ext=block)
+    planned = {"architecture": architecture} if architecture else {}
+    made = in_world(trainer, configuration, dataset=dataset, nnunet_ext=block, **planned)
     made.initialize()
     made.dataloader_train, _ = made.get_dataloaders()
     made.set_deep_supervision_enabled(made.enable_deep_supervision)
@@ -125,6 +136,26 @@ def in_double(trainer: Any) -> Any:
 
 def as_double(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "data": batch["data"].double()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network", [ContextUNet, DeepResUNet, OriginalUNet, RASUNet, RefinementUNet, SEResUNet, SEUNet3D]
+)
+def test_weighs_with_every_network_that_can_be_planned(in_world, world, network):
+    plans = PlansManager(json.loads((world.preprocessed / f"{world.plans}.json").read_text()))
+    planned = planned_architecture(plans.get_configuration("3d_fullres"))
+    if network is RefinementUNet:
+        again = {**planned.keywords, "base": planned.name, "every_pass": False, "regions": False}
+        name, keywords, classes = path_of(network), again, planned.classes
+    else:
+        name, keywords, classes = replaced(planned, network, "the test")
+    block = {"network_class_name": name, "arch_kwargs": keywords, "_kw_requires_import": classes}
+    trainer = started(in_world, "3d_fullres", architecture=block, batch_size=1, quality={"accumulate": 2})
+    before = [(part, state(part)) for part in (trainer.network, trainer.qam)]
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+    assert type(trainer.network) is network
+    assert all(changed(weights, part) for part, weights in before)
 
 
 @pytest.mark.slow
