@@ -82,6 +82,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
     qam_lost = False
     """Whether the segmenter was loaded without the QAM that was trained beside it."""
     _untrained: Mapping[str, torch.Tensor]
+    """Weights of the QAM at the beginning, the same in all processes."""
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class nnUNetTrainerExtQuality(nnUNetTrainerExtNoMirror):
 
     @contextlib.contextmanager
     def same_randomness(self) -> Iterator[None]:
-        """What follows draws the same dropout as what is inside."""
+        """What follows draws the same dropout as what is inside, on CPUs and CUDA devices."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             yield
 
