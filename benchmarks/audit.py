@@ -3,8 +3,9 @@
 Spoils a share of all contours (case and organ drawn once, from the seed; kinds in turn: larger, smaller, shifted, a
 part missing), trains the folds on the spoiled contours as if nobody knew, and audits the model. Prints which share of
 the spoiled contours is in the first 10 % and 20 % of the list, by kind of error, and what kind the audit calls them.
-Repeated, it trains nothing and ranks again. ``--draws`` also spoils the trustworthy contours anew, many times, beside
-the predictions that are there: a few errors of each kind say little.
+Repeated, it trains nothing and ranks again. ``--draws`` also takes every contour as it was before anything was spoiled,
+and spoils some of them anew, many times, beside the predictions that are there: a few errors of each kind say little.
+Contours that were spoiled for the training belong to them: the folds that predict a case never saw its contours.
 
     nnunet-ext convert nifti openkbp_hn -d 102 --name OpenKBP --channel CT --unlisted background \\
         --labels "Brainstem=1,SpinalCord=2,Parotid_R=3,Parotid_L=4,Bone_Mandible=7"
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from short_training import trained
 
+from nnunet_ext.evaluation.dataset import read_organs
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.suspicion import Finding, finding, ranked, recall
 from nnunet_ext.geometry import HEAD_FOOT, body_axis
@@ -103,7 +105,7 @@ def spoiled(source: Path, given: argparse.Namespace) -> Path:
 
 
 def spoil_anew(source: Path, model: Path, given: argparse.Namespace) -> None:
-    """Plant other errors in the trustworthy contours, again and again, and rank them beside the same predictions."""
+    """Plant other errors in the contours as they were, again and again, and rank them beside the same predictions."""
     items = trustworthy(source, model)
     right = [seen_in(pair, organ, contour) for pair, organ, contour in items]
     found: dict[float, Counter[str]] = {0.1: Counter(), 0.2: Counter()}
@@ -135,11 +137,11 @@ def spoil_anew(source: Path, model: Path, given: argparse.Namespace) -> None:
 
 def trustworthy(source: Path, model: Path) -> list[tuple[HeldOutPair, str, NDArray[np.bool_]]]:
     """Every held-out case and organ with its contour as it was before it was spoiled."""
-    organs = read_json(source / "dataset.json")["labels"]
+    organs = read_organs(source / "dataset.json").whole
     items = []
     for pair in ModelCases(model, print).pairs():
         labels, _ = read_labels(source / "labelsTr" / f"{pair.case}.nii.gz")
-        masks = {organ: labels == organs[organ] for organ in pair.organs}
+        masks = {organ: np.isin(labels, organs[organ]) for organ in pair.organs}
         items += [(pair, organ, mask) for organ, mask in masks.items() if mask.any()]
     return items
 

@@ -16,9 +16,10 @@ def command(run: str, output: Path | None, show: int) -> None:
     """Rank the contours of RUN, a trained model's folder or a trained recipe, by how much they deserve a second look.
 
     Every case is judged by the models that never saw it. Writes audit.csv (all contours, the most suspicious first,
-    with the kind of deviation) and audit.png (the first twelve, contour and prediction). No label is changed.
+    with the kind of deviation; then the organs that a model sees where nobody contoured them) and audit.png (the first
+    twelve, contour and prediction). No label is changed.
     """
     from nnunet_ext.recipe.audit import audit, overview
 
-    rows = audit(run, output, click.echo)
+    rows = audit(run, output, click.echo, lambda line: click.echo(f"WARNING {line}", err=True))
     click.echo(overview(rows, show))

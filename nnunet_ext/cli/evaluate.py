@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
+
+if TYPE_CHECKING:
+    from nnunet_ext.evaluation.dataset import DatasetOrgans
 
 
 @click.command(name="evaluate", context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +32,7 @@ def command(
     quiet: bool,
 ) -> None:
     """DSC, HD95, ASSD and RVE per case and organ, with mean ± SD and every empty case counted."""
-    from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs, read_present
+    from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs
 
     dataset_json = dataset_json or find_dataset_json(predictions, references)
     dataset = read_organs(dataset_json)
@@ -40,7 +45,7 @@ def command(
                 f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of them."
             )
     present = present or default_present(dataset_json)
-    contoured = read_present(present) if present else None
+    contoured = _contoured(present, dataset, [predictions, references]) if present else None
     if other is None:
         from nnunet_ext.evaluation.folder import score_folder
 
@@ -72,6 +77,41 @@ def command(
             quiet=quiet,
         )
         click.echo(f"{results[0].text()}\n{text}")
+    for line in _caveats([predictions, *([other] if other else [])], references, dataset):
+        click.echo(f"WARNING {line}", err=True)
     click.echo(f"Written to {output}.")
     for result in results:
         result.raise_failed()
+
+
+def _contoured(path: Path, dataset: DatasetOrgans, folders: Sequence[Path]) -> dict[str, Sequence[int]]:
+    """Contoured labels per case; other organs and cases of the dataset that the list lies in may be listed, too."""
+    from nnunet_ext.evaluation.dataset import DATASET_FILE, check_present, read_organs, read_present
+    from nnunet_ext.evaluation.folder import known_cases
+
+    listed, beside = read_present(path), path.absolute().parent
+    numbers = dataset.numbers
+    if (beside / DATASET_FILE).is_file():
+        numbers |= read_organs(beside / DATASET_FILE).numbers
+    check_present(path, listed, numbers, known_cases(*folders, beside / "labelsTr"))
+    return listed
+
+
+def _caveats(folders: Sequence[Path], references: Path, dataset: DatasetOrgans) -> Iterator[str]:
+    """Why the scores of some folders may mislead, a line each."""
+    from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning, planted_noise
+    from nnunet_ext.evaluation.folder import label_files
+
+    drawn, labels = label_files(references), lost_labels(dataset)
+    pairs = {folder: {c: (p, drawn[c]) for c, p in label_files(folder).items() if c in drawn} for folder in folders}
+    judged = {case for own in pairs.values() for case in own}
+    source, noisy = planted_noise(references, judged)
+    if noisy:
+        yield (
+            f"{references}: {len(noisy)} of {len(judged)} cases were corrupted on purpose ({some_of(noisy)}); the true "
+            f"labels are those of {source}, so judge against them."
+        )
+    for folder, own in pairs.items():
+        lost = lost_overlaps(own.values(), labels)
+        if lost:
+            yield overlap_warning(folder, lost)

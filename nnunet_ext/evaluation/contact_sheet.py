@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.evaluation.axial import axes_upright, draw_outline, draw_slice, region_around, upright
+from nnunet_ext.evaluation.deviation import judged_prediction
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import atomic_path
 
@@ -44,7 +45,8 @@ class Tile:
 def draw_contact_sheet(path: Path, tiles: Sequence[Tile], heading: str) -> None:
     """Write a PNG with one axial slice per tile, four in a row, whole or not at all.
 
-    Slices are in the radiological convention: the patient's right is on their left.
+    Slices are in the radiological convention: the patient's right is on their left. A slice is chosen and cropped by
+    what a contour is judged by (``judged_prediction``), and all of the prediction is drawn there.
 
     Args:
         path: The PNG to write.
@@ -66,18 +68,19 @@ def draw_contact_sheet(path: Path, tiles: Sequence[Tile], heading: str) -> None:
         ax.set_axis_off()
     for ax, tile in zip(axes, tiles, strict=False):
         order = axes_upright(tile.grid)
-        image, drawn, found = (upright(a, tile.grid, order) for a in (tile.image, tile.contour, tile.prediction))
+        masks = (tile.contour, tile.prediction, judged_prediction(tile.contour, tile.prediction))
+        image, drawn, found, judged = (upright(a, tile.grid, order) for a in (tile.image, *masks))
         spacing_mm = [tile.grid.spacing_mm[axis] for axis in order]
-        z = worst_slice(drawn, found)
-        y, x = region_around((drawn | found)[z][None], spacing_mm, MARGIN_MM)
+        z = worst_slice(drawn, judged)
+        y, x = region_around((drawn | judged)[z][None], spacing_mm, MARGIN_MM)
         draw_slice(ax, image[z, y, x], spacing_mm, tile.window)
         for mask, (colour, line) in ((drawn, DRAWN), (found, FOUND)):
             draw_outline(ax, mask[z, y, x], colour, line)
-        ax.set_title(f"{tile.title}\nslice {z + 1} of {len(image)}", fontsize=9)
+        ax.set_title(f"{tile.title}\nslice {z + 1} of {len(image)}", fontsize=9, parse_math=False)
     lines = [Line2D([], [], color=c, linestyle=style, label=name)
              for (c, style), name in ((DRAWN, "contour"), (FOUND, "prediction"))]  # fmt: skip
     figure.legend(handles=lines, loc="outside lower center", ncols=2)
-    figure.suptitle(heading)
+    figure.suptitle(heading, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

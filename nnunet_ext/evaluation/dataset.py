@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.atomic import read_json
 
 DATASET_FILE = "dataset.json"
@@ -24,11 +24,39 @@ class DatasetOrgans:
         organs: Organ name to label, or to the labels of a region.
         ignore: The ignore label, if there is one.
         contains: Organ to the organs inside it, which a label map can only draw over it.
+        exported: Labels that nnU-Net writes for the regions, one each (``regions_class_order``); empty without regions.
     """
 
     organs: dict[str, int | tuple[int, ...]]
     ignore: int | None = None
     contains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exported: tuple[int, ...] = ()
+
+    @property
+    def own(self) -> dict[str, tuple[int, ...]]:
+        """Organ to its own labels."""
+        return {organ: (label,) if isinstance(label, int) else label for organ, label in self.organs.items()}
+
+    @property
+    def whole(self) -> dict[str, tuple[int, ...]]:
+        """Organ to its own labels and those of the organs inside it, which are what it is judged by."""
+        own = self.own
+        return {
+            organ: tuple(dict.fromkeys((*labels, *(n for inner in self.contains.get(organ, ()) for n in own[inner]))))
+            for organ, labels in own.items()
+        }
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Name to its labels as text, in ascending order; the ignore label included."""
+        unjudged = {} if self.ignore is None else {"ignore": (self.ignore,)}
+        return {name: ", ".join(map(str, sorted(labels))) for name, labels in {**self.own, **unjudged}.items()}
+
+    @property
+    def numbers(self) -> set[int]:
+        """Every label that a map of the dataset may hold."""
+        unjudged = () if self.ignore is None else (self.ignore,)
+        return {0, *unjudged, *(label for labels in self.own.values() for label in labels)}
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path:
@@ -73,7 +101,64 @@ def read_organs(path: Path) -> DatasetOrgans:
         contains = contained_organs(content, organs)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return DatasetOrgans(organs, ignore, contains)
+    order = content.get("regions_class_order")
+    exported = tuple(n for n in order if isinstance(n, int)) if isinstance(order, list) else ()
+    return DatasetOrgans(organs, ignore, contains, exported)
+
+
+def check_same_labels(dataset_json: Path, trained: Path) -> None:
+    """Refuse a dataset that names or numbers its organs otherwise than the one that a model was trained on.
+
+    Args:
+        dataset_json: Of the dataset.
+        trained: dataset.json in the model's folder, which nnU-Net leaves there.
+
+    Raises:
+        InputError: it does, or a file is damaged or missing; what differs is named.
+    """
+    now, then = (read_organs(path).named for path in (dataset_json, trained))
+    other = [f"{name} ({now.get(name, 'none')} and {then.get(name, 'none')})" for name in {**now, **then}
+             if now.get(name) != then.get(name)]  # fmt: skip
+    if other:
+        raise InputError(
+            f"{dataset_json} and {trained} number {some_of(other)} differently, so the model's maps do not mean what "
+            "the contours do; restore the labels that it was trained on, or train it again."
+        )
+
+
+def read_first_channel(path: Path) -> str:
+    """Name of the first channel in a dataset.json, by either of the two keys that nnU-Net v2 reads.
+
+    Raises:
+        InputError: the file is missing, no JSON object, or names none.
+    """
+    content = _object(path)
+    channels = content.get("channel_names", content.get("modality"))
+    first = channels.get("0") if isinstance(channels, dict) else None
+    if not isinstance(first, str):
+        raise InputError(
+            f'{path}: "channel_names" is {channels!r}, expected file number to name, {{"0": "CT"}}; correct it.'
+        )
+    return first
+
+
+def read_file_ending(path: Path) -> str:
+    """What the files of a dataset end in, as its dataset.json says.
+
+    Raises:
+        InputError: the file is missing, no JSON object, or does not say.
+    """
+    ending = _object(path).get("file_ending")
+    if not isinstance(ending, str):
+        raise InputError(f'{path}: "file_ending" is {ending!r}, expected what the files end in, ".nii.gz"; correct it.')
+    return ending
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no JSON object, expected nnU-Net v2's {DATASET_FILE}; restore it.")
+    return content
 
 
 def contained_organs(dataset_json: Mapping[str, Any], organs: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -111,10 +196,37 @@ def read_present(path: Path) -> dict[str, Sequence[int]]:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(
-        isinstance(labels, list) and all(isinstance(n, int) for n in labels) for labels in content.values()
+        isinstance(labels, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in labels)
+        for labels in content.values()
     ):
         raise InputError(f'{path} must map each case to its contoured labels, as {{"case_01": [1, 2, 5]}}.')
     return content
+
+
+def check_present(
+    path: Path, listed: Mapping[str, Collection[int]], numbers: Collection[int], cases: Collection[str]
+) -> None:
+    """Refuse a list of contoured labels that names what its dataset does not have: it would say nothing, unnoticed.
+
+    Args:
+        path: The list; test cases of the raw dataset that it lies in may be listed, too.
+        listed: What it says.
+        numbers: Every label of the dataset.
+        cases: Every case beside the test cases.
+
+    Raises:
+        InputError: an unknown case, usually a misspelt one, or an unknown label.
+    """
+    unknown = sorted(case for case in set(listed) - set(cases) if not is_test_case(path.parent, case))
+    if unknown:
+        raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
+    for case, contoured in listed.items():
+        odd = sorted(set(contoured) - set(numbers))
+        if odd:
+            raise InputError(
+                f"{path} lists label {', '.join(map(str, odd))} in {case}, but the dataset has "
+                f"{', '.join(map(str, sorted(numbers)))}; correct the number."
+            )
 
 
 def is_test_case(dataset: Path, case: str) -> bool:

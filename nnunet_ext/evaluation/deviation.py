@@ -98,6 +98,23 @@ def deviation(
     return Deviation(kind, assd_mm, signed_mm, (z, y, x), dsc, missing)
 
 
+def judged_prediction(contour: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What of a prediction its contour is judged by, as ``deviation`` says.
+
+    Args:
+        contour: What somebody drew.
+        prediction: What a model found.
+
+    Shape:
+        contour, prediction: (Z, Y, X) bool.
+        returns: the same.
+    """
+    box = foreground_extent(contour.view(np.uint8), prediction.view(np.uint8))
+    judged = np.zeros_like(prediction)
+    judged[box] = _parts_to_judge_by(contour[box], prediction[box])
+    return judged
+
+
 def _parts_to_judge_by(drawn: NDArray[np.bool_], found: NDArray[np.bool_]) -> NDArray[np.bool_]:
     parts, count = ndimage.label(found, np.ones((3,) * found.ndim))
     if count < 2:

@@ -101,6 +101,12 @@ def label_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+def known_cases(*folders: Path) -> set[str]:
+    """Cases with a label map in any of some folders, those that are not there left out."""
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    return {name.removesuffix(ending) for name in names for ending in ENDINGS if name.endswith(ending)}
+
+
 def score_files(
     prediction: Path,
     reference: Path,

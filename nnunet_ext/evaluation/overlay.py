@@ -64,7 +64,7 @@ def draw_overlay(
     figure = Figure(figsize=(13.5, 5.4), layout="constrained", facecolor="white")
     _draw_slices(figure, upright(image, grid, order), maps, spacing_mm, shown, window_hu)
     _draw_legend(figure, shown, list(maps))
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -125,7 +125,9 @@ def _draw_legend(figure: Figure, organs: Mapping[str, int], names: Sequence[str]
 
     handles = [Line2D([], [], color=rgb, label=organ) for organ, rgb in colours(organs).items()]
     handles += [Line2D([], [], color="black", linestyle=_line(name), label=name) for name in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=9)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _line(name: str) -> str:

@@ -26,6 +26,7 @@ NAMED = 1.0
 have a little more of them than the median, which says nothing."""
 LEAST_LOG = 0.05
 """Our choice: spreads below this one are none where weights are compared, by their logarithms."""
+NOT_CONTOURED = "not contoured"
 DISTRUST = 3.0
 """Our choice: standard deviations by which the weight of a case must be low for a line of its own."""
 
@@ -62,7 +63,8 @@ class Finding:
         missing_slices: Share of the organ in slices that nobody drew.
         weight: See ``Quality``.
         distrust: The same.
-        suspicion: How unusual the contour is, in standard deviations of the organ; 0 is usual.
+        suspicion: How unusual the contour is, in standard deviations of the organ; 0 is usual. NaN without a contour.
+        predicted_ml: Volume of the whole prediction.
     """
 
     case: str
@@ -77,15 +79,29 @@ class Finding:
     weight: float = float("nan")
     distrust: float = float("nan")
     suspicion: float = 0.0
+    predicted_ml: float = float("nan")
 
 
-def finding(case: str, organ: str, fold: int, seen: Deviation, quality: Quality = NO_QUALITY) -> Finding:
+def finding(
+    case: str,
+    organ: str,
+    fold: int,
+    seen: Deviation,
+    quality: Quality = NO_QUALITY,
+    predicted_ml: float = float("nan"),
+) -> Finding:
     """A contour before it is compared with others."""
     shift_mm = float(np.linalg.norm(seen.shift_mm))
     return Finding(
         case, organ, fold, seen.kind, seen.assd_mm, seen.signed_mm, shift_mm, seen.dsc, seen.missing_slices,
-        quality.weight, quality.distrust,
+        quality.weight, quality.distrust, predicted_ml=predicted_ml,
     )  # fmt: skip
+
+
+def not_contoured(case: str, organ: str, fold: int, predicted_ml: float) -> Finding:
+    """An organ that nobody contoured: there is nothing to compare, only what the model sees."""
+    nothing = (float("nan"),) * 5
+    return Finding(case, organ, fold, NOT_CONTOURED, *nothing, suspicion=float("nan"), predicted_ml=predicted_ml)
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
@@ -144,7 +160,7 @@ def unusual(values: ArrayLike, least_spread: float) -> NDArray[np.float64]:
 
 
 def csv_text(rows: Sequence[Finding]) -> str:
-    """One line per contour, in the order given, with its rank."""
+    """One line per finding, in the order given, with its rank."""
     names = [field.name for field in fields(Finding)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,15 @@ from nnunet_ext.evaluation.axial import axes_upright
 from nnunet_ext.evaluation.contact_sheet import Tile, draw_contact_sheet
 from nnunet_ext.evaluation.deviation import deviation
 from nnunet_ext.evaluation.overlay import WINDOW_HU
-from nnunet_ext.evaluation.suspicion import DISTRUST, NO_QUALITY, Finding, csv_text, finding, ranked
+from nnunet_ext.evaluation.suspicion import (
+    DISTRUST,
+    NO_QUALITY,
+    Finding,
+    csv_text,
+    finding,
+    not_contoured,
+    ranked,
+)
 from nnunet_ext.geometry import HEAD_FOOT, body_axis, grid_difference
 from nnunet_ext.io.atomic import write_text
 from nnunet_ext.io.nifti import read_image
@@ -30,13 +38,18 @@ FORGOTTEN = 0.5
 """Our choice: share of an organ's median volume from which a prediction without a contour is worth a line."""
 
 
-def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Finding]:
+def audit(
+    run: str, output: Path | None, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+) -> list[Finding]:
     """Rank the contours of a trained model's or a recipe's cases by suspicion; write the table and the contact sheet.
+
+    Organs that nobody contoured, though the model sees them, are the last lines of the table, behind all contours.
 
     Args:
         run: Model folder (``<trainer>__<plans>__<configuration>``) with finished folds, or a trained recipe.
         output: Folder to write; None is ``audit`` in the model's or the recipe's own folder.
         say: Receives what a reader of the list must know.
+        warn: Receives why the list may mislead; None is ``say``.
 
     Returns:
         All contours, the most suspicious first.
@@ -48,11 +61,13 @@ def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Fin
     folder = output or cases.home / "audit"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, so nothing can be written into it; name a folder with -o.")
-    found, lines = _compared(cases)
+    found, lost, lines = _compared(cases)
     rows = ranked(found)
     if not rows:
         raise InputError(f"{run} has no contour that a model held out; train its folds first.")
-    write_text(folder / TABLE, csv_text(rows))
+    write_text(folder / TABLE, csv_text([*rows, *lost]))
+    for line in cases.caveats({row.case for row in rows}):
+        (warn or say)(line)
     for line in [*lines, *distrusted(rows)]:
         say(line)
     drawn = _draw(folder / SHEET, rows[:WORST], cases, say)
@@ -61,39 +76,45 @@ def audit(run: str, output: Path | None, say: Callable[[str], None]) -> list[Fin
     return rows
 
 
-def _compared(cases: Cases) -> tuple[list[Finding], list[str]]:
-    """Every contour beside its prediction, and what is to be said of those that are missing."""
+def _compared(cases: Cases) -> tuple[list[Finding], list[Finding], list[str]]:
+    """Every contour beside its prediction, those that were forgotten, and what is to be said of these."""
     found: list[Finding] = []
+    lacking: list[Finding] = []
     drawn_ml: dict[str, list[float]] = defaultdict(list)
-    forgotten_ml: dict[str, dict[str, float]] = defaultdict(dict)
     for pair in cases.pairs():
-        for organ, found_ml in pair.not_contoured_ml.items():
-            forgotten_ml[organ][pair.case] = found_ml
+        lacking += [not_contoured(pair.case, organ, pair.fold, ml) for organ, ml in pair.not_contoured_ml.items()]
         head_foot, _ = body_axis(pair.grid.direction, HEAD_FOOT)
         for organ, (contour, prediction) in pair.organs.items():
             drawn_ml[organ].append(volume_ml(contour, pair.grid))
             seen = deviation(contour, prediction, pair.grid.spacing_mm, head_foot)
             if seen is not None:
-                found.append(finding(pair.case, organ, pair.fold, seen, pair.quality.get(organ, NO_QUALITY)))
-    return found, forgotten(drawn_ml, forgotten_ml)
+                quality, found_ml = pair.quality.get(organ, NO_QUALITY), volume_ml(prediction, pair.grid)
+                found.append(finding(pair.case, organ, pair.fold, seen, quality, found_ml))
+    lost = forgotten(drawn_ml, lacking)
+    return found, lost, forgotten_lines(lost, lacking)
 
 
-def forgotten(drawn_ml: Mapping[str, Sequence[float]], found_ml: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What to say of organs that nobody contoured in a case, though the model sees much of them there.
+def forgotten(drawn_ml: Mapping[str, Sequence[float]], lacking: Collection[Finding]) -> list[Finding]:
+    """Of the organs that nobody contoured in a case those of which the model sees much there, by organ and case.
 
     Args:
         drawn_ml: Organ to the volumes of its contours.
-        found_ml: Organ to case to the volume that was predicted where there is no contour.
+        lacking: Every organ that was not contoured in a case.
     """
+    usual = {organ: float(np.median([v for v in ml if v > 0] or [np.inf])) for organ, ml in drawn_ml.items()}
+    seen = [row for row in lacking if row.predicted_ml >= FORGOTTEN * usual.get(row.organ, np.inf)]
+    return sorted(seen, key=lambda row: (row.organ, row.case))
+
+
+def forgotten_lines(lost: Collection[Finding], lacking: Collection[Finding]) -> list[str]:
+    """What to say of the forgotten ones among all organs that were not contoured, a line per organ."""
     lines = []
-    for organ, by_case in sorted(found_ml.items()):
-        usual = float(np.median([v for v in drawn_ml.get(organ, ()) if v > 0] or [np.inf]))
-        seen = sorted(case for case, volume in by_case.items() if volume >= FORGOTTEN * usual)
-        if seen:
-            lines.append(
-                f"not contoured, but the model sees it: {organ} in {len(seen)} of {len(by_case)} cases without a "
-                f"contour ({some_of(seen)})"
-            )
+    for organ in dict.fromkeys(row.organ for row in lost):
+        seen, without = ([row.case for row in rows if row.organ == organ] for rows in (lost, lacking))
+        lines.append(
+            f"not contoured, but the model sees it: {organ} in {len(seen)} of {len(without)} cases without a "
+            f"contour ({some_of(seen)})"
+        )
     return lines
 
 

@@ -6,17 +6,23 @@ import csv
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.dataset import DatasetOrgans, read_organs
+from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning, planted_noise
+from nnunet_ext.evaluation.dataset import (
+    DATASET_FILE,
+    DatasetOrgans,
+    check_same_labels,
+    read_file_ending,
+    read_first_channel,
+    read_organs,
+)
 from nnunet_ext.evaluation.suspicion import Quality, qualities
 from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.geometry import Grid, grid_difference
-from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
 from nnunet_ext.io.numbered import SPLITS_FILE, Split, splits_in_use
 from nnunet_ext.locations import FILE_ENDING, nnunet_folder
@@ -37,7 +43,8 @@ class HeldOutPair:
         case: Identifier.
         fold: Fold that held it out.
         grid: Grid of the case.
-        organs: Organ to contour and prediction, (Z, Y, X) bool, for organs that were contoured.
+        organs: Organ to contour and prediction, (Z, Y, X) bool, for organs that were contoured; both with the organs
+            inside it, whether somebody drew those or not.
         image: First channel.
         is_ct: Whether that is a CT.
         quality: Organ to what the quality network of its model says of the case; organs without one are left out.
@@ -62,26 +69,39 @@ class ModelCases:
         say: Receives what a reader of the audit must know.
 
     Raises:
-        InputError: no finished fold, leaked cases, or a dataset that is not there.
+        InputError: no finished fold, leaked cases, a dataset that is not there, has other labels than the model, or
+            a damaged list of contoured labels.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.home = folder
         self.dataset = nnunet_folder("nnUNet_raw") / folder.absolute().parent.name
-        described, self.organs = _described(self.dataset, folder)
-        self.is_ct = described["channel_names"]["0"].upper() == "CT"
+        self.organs = _described(self.dataset, folder)
+        self.is_ct = _is_ct(self.dataset / DATASET_FILE)
         splits = splits_in_use(self.dataset.name)
         if splits is None:
             raise InputError(
                 f"{SPLITS_FILE} of {self.dataset.name} is missing; an audit needs the folds of the training."
             )
         splits = _finished(folder, splits, say)
+        check_same_labels(self.dataset / DATASET_FILE, folder / DATASET_FILE)
         cases = sorted({case for split in splits for case in split["val"]})
         self.predictions = held_out_predictions(folder, splits, cases)
         for line in unproven(folder, self.predictions):
             say(line)
         self.present = contoured_in(self.dataset)
         self.quality = [held_out_quality(folder / f"fold_{fold}") for fold in range(len(splits))]
+
+    @property
+    def labels(self) -> Path:
+        """Folder of the contours."""
+        return self.dataset / "labelsTr"
+
+    def caveats(self, cases: Collection[str]) -> list[str]:
+        """Why a list of these cases may mislead."""
+        files = ((self.predictions[case].path, self.labels / f"{case}{FILE_ENDING}") for case in cases)
+        lost = lost_overlaps(files, lost_labels(self.organs))
+        return [*_noise(self.labels, cases), *([overlap_warning(self.home, lost)] if lost else [])]
 
     def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
         """The cases, or some of them, each read when its turn comes.
@@ -94,33 +114,45 @@ class ModelCases:
                 yield self._pair(case, held)
 
     def _pair(self, case: str, held: HeldOut) -> HeldOutPair:
-        drawn, grid = read_labels(self.dataset / "labelsTr" / f"{case}{FILE_ENDING}")
+        drawn, grid = read_labels(self.labels / f"{case}{FILE_ENDING}")
         seen, seen_grid = read_labels(held.path)
         difference = grid_difference(grid, seen_grid)
         if difference:
             raise InputError(f"{held.path} and the contours of {case} differ in grid: {difference}; validate again.")
         if self.organs.ignore is not None:
             seen = np.where(drawn == self.organs.ignore, 0, seen)  # nobody said what is there
-        groups = {name: [label] if isinstance(label, int) else label for name, label in self.organs.organs.items()}
-        known = {o: g for o, g in groups.items() if case not in self.present or set(g) <= set(self.present[case])}
-        masks = {organ: (np.isin(drawn, group), np.isin(seen, group)) for organ, group in known.items()}
-        lacking = {o: volume_ml(np.isin(seen, g), grid) for o, g in groups.items() if o not in known}
+        own, whole = self.organs.own, self.organs.whole
+        known = [o for o, n in own.items() if case not in self.present or set(n) <= set(self.present[case])]
+        masks = {organ: (np.isin(drawn, whole[organ]), np.isin(seen, whole[organ])) for organ in known}
+        lacking = {o: volume_ml(np.isin(seen, whole[o]), grid) for o in whole if o not in known}
         image = self.dataset / "imagesTr" / f"{case}_0000{FILE_ENDING}"
         said = self.quality[held.fold].get(case)
         quality = {} if said is None else dict.fromkeys(masks, said)
         return HeldOutPair(case, held.fold, grid, masks, image, self.is_ct, quality, lacking)
 
 
-def _described(dataset: Path, folder: Path) -> tuple[Mapping[str, Any], DatasetOrgans]:
-    path = dataset / "dataset.json"
+def _described(dataset: Path, folder: Path) -> DatasetOrgans:
+    path = dataset / DATASET_FILE
     if not path.exists():
         raise InputError(f"{path} is missing; {folder} must lie in nnUNet_results under the name of its dataset.")
-    described = read_json(path)
-    if described["file_ending"] != FILE_ENDING:
-        raise InputError(
-            f"{path} has files {described['file_ending']}, only {FILE_ENDING} can be audited; convert them."
-        )
-    return described, read_organs(path)
+    ending = read_file_ending(path)
+    if ending != FILE_ENDING:
+        raise InputError(f"{path} has files {ending}, only {FILE_ENDING} can be audited; convert them.")
+    return read_organs(path)
+
+
+def _is_ct(path: Path) -> bool:
+    return read_first_channel(path).upper() == "CT"
+
+
+def _noise(labels: Path, cases: Collection[str]) -> list[str]:
+    source, noisy = planted_noise(labels, cases)
+    if not noisy:
+        return []
+    return [
+        f"{labels}: {len(noisy)} of {len(cases)} cases were corrupted on purpose ({some_of(noisy)}), which is what an "
+        f"audit finds; the true labels are those of {source}."
+    ]
 
 
 def _finished(folder: Path, splits: list[Split], say: Callable[[str], None]) -> list[Split]:
@@ -148,7 +180,8 @@ class RecipeCases:
         places: Folders of the recipe.
 
     Raises:
-        InputError: the recipe was not trained.
+        InputError: the recipe was not trained, its dataset is not what its models were trained on, or a damaged list
+            of contoured labels.
     """
 
     def __init__(self, places: Places) -> None:
@@ -157,8 +190,18 @@ class RecipeCases:
         self.home = places.summary
         self.places, self.table = places, FusionTable.load(places.fusion_table)
         self.dataset = places.dataset_name(places.recipe.dataset)
-        self.is_ct = places.dataset_json(self.dataset)["channel_names"]["0"].upper() == "CT"
+        described = _dataset_file(places, self.dataset)
+        self.is_ct, self.labels = _is_ct(described), places.truth_folder()
+        for model, spec in places.recipe.models.items():
+            if spec.region is None:  # where there is one, its labels are compared with the page before they are used
+                trained = places.model_folder(model) / DATASET_FILE
+                check_same_labels(_dataset_file(places, places.dataset_of(model)), trained)
+        contoured_in(places.raw / self.dataset)  # refuses a damaged one before anything is read
         self.quality = {fold: _quality_of_owners(places, self.table, fold) for fold in places.recipe.folds}
+
+    def caveats(self, cases: Collection[str]) -> list[str]:
+        """Why a list of these cases may mislead; a recipe has no regions that overlap."""
+        return _noise(self.labels, cases)
 
     def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
         """The cases, or some of them, each read when its turn comes.
@@ -172,15 +215,22 @@ class RecipeCases:
 
     def _pair(self, item: HeldOutCase) -> HeldOutPair:
         numbers = {organ: i for i, organ in enumerate(self.places.recipe.organs, 1)}
+        whole = {organ: (number, *item.inside.get(organ, ())) for organ, number in numbers.items()}
         judged = {model: item.judged(labels) for model, labels in item.predictions.items()}
-        found = {organ: judged[self.table.owner[organ]] == number for organ, number in numbers.items()}
+        found = {organ: np.isin(judged[self.table.owner[organ]], group) for organ, group in whole.items()}
         known = [o for o, number in numbers.items() if item.contoured is None or number in item.contoured]
-        masks = {organ: (item.truth == numbers[organ], found[organ]) for organ in known}
+        masks = {organ: (np.isin(item.truth, whole[organ]), found[organ]) for organ in known}
         lacking = {organ: volume_ml(mask, item.grid) for organ, mask in found.items() if organ not in masks}
         image = self.places.raw / self.dataset / "imagesTr" / f"{item.case}_0000{FILE_ENDING}"
         said = self.quality[item.fold]
         quality = {organ: said[item.case, organ] for organ in masks if (item.case, organ) in said}
         return HeldOutPair(item.case, item.fold, item.grid, masks, image, self.is_ct, quality, lacking)
+
+
+def _dataset_file(places: Places, dataset: str) -> Path:
+    """dataset.json of a dataset, where ``Places.dataset_json`` reads it."""
+    files = [root / dataset / DATASET_FILE for root in (places.raw, places.preprocessed)]
+    return next((path for path in files if path.exists()), files[0])
 
 
 def _quality_of_owners(places: Places, table: FusionTable, fold: int) -> dict[tuple[str, str], Quality]:

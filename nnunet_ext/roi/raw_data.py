@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, read_present
+from nnunet_ext.evaluation.dataset import DATASET_FILE, PRESENT_FILE, check_present, read_organs, read_present
 from nnunet_ext.io.atomic import sha256_of
 from nnunet_ext.locations import FILE_ENDING
 
@@ -28,10 +28,15 @@ def contoured_in(dataset: Path) -> dict[str, Sequence[int]]:
     """Case to contoured labels, as a raw folder lists them; a case that is not listed is fully contoured.
 
     Raises:
-        InputError: the list is damaged.
+        InputError: the list is damaged, or names a case or a label that the dataset does not have.
     """
     path = dataset / PRESENT_FILE
-    return read_present(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    listed = read_present(path)
+    cases = {path.name.removesuffix(FILE_ENDING) for path in (dataset / "labelsTr").glob(f"*{FILE_ENDING}")}
+    check_present(path, listed, read_organs(dataset / DATASET_FILE).numbers, cases)
+    return listed
 
 
 def case_digests(dataset: Path) -> dict[str, str]:

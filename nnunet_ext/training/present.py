@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE, is_test_case, read_present
+from nnunet_ext.evaluation.dataset import PRESENT_FILE, check_present, read_present
 from nnunet_ext.losses.present import PresentOnly, erase_absent
 from nnunet_ext.training.summary import count_contoured_only
 
@@ -122,25 +122,17 @@ class PresentLabels(nnUNetTrainer):
         """Raises InputError for what the dataset does not have, which would be trained as background unnoticed."""
         listed = read_present(path)
         dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
-        others = set(listed) - set(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-        unknown = sorted(case for case in others if not is_test_case(path.parent, case))
-        if unknown:
-            raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
+        cases = set(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         numbers = {n for value in self.dataset_json["labels"].values() for n in _as_tuple(value)}
+        check_present(path, listed, numbers, cases)
         for case, contoured in listed.items():
-            odd = sorted(set(contoured) - numbers)
-            if odd:
-                raise InputError(
-                    f"{path} lists label {', '.join(map(str, odd))} in {case}, but the dataset has "
-                    f"{', '.join(map(str, sorted(numbers)))}; correct the number."
-                )
             heads = absent_heads(self.told_apart(set(contoured)), self.label_manager)
             if self.label_manager.has_regions and contoured and all(heads):
                 raise InputError(
                     f"{path}: in {case} no region has all of its labels, so nothing could be trained; list every label "
                     "of the regions that were contoured."
                 )
-        return {case: set(contoured) for case, contoured in listed.items() if case not in others}
+        return {case: set(contoured) for case, contoured in listed.items() if case in cases}
 
     def leaves_out_absent(self) -> bool:
         """Whether the settings ask for it."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,78 @@ def test_inner_organs_of_the_dataset_json_are_judged_with_the_organ_around_them(
         assert result.exit_code == 0, result.output
         assert "Eye_L is judged together with Lens_L" in result.output
         assert "case,1,Eye_L,scored,1,0,0,0" in (dataset / "out" / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ({"case": [1, 33]}, "label 33 in case"),
+        ({"case": [-1]}, "label -1 in case"),
+        ({"case": [True]}, "must map each case"),
+        ({"cose": []}, "lists cose, but the dataset has no such case"),
+    ],
+)
+@pytest.mark.parametrize("place", ["raw", "elsewhere"])
+def test_a_wrong_list_of_contoured_labels_hides_no_contour(
+    dataset: Path, place: str, listed: object, named: str
+) -> None:
+    path = dataset / place / "present_labels.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(listed))
+    result = run(dataset, *(() if place == "raw" else ("--present", str(path))))
+    assert isinstance(result.exception, InputError)
+    assert named in str(result.exception)
+    assert str(path) in str(result.exception)
+    assert not (dataset / "out").exists()
+
+
+def test_every_case_of_the_dataset_may_be_listed(dataset: Path) -> None:
+    (dataset / "raw" / "labelsTs").mkdir()
+    for folder in ("raw/labelsTs", "predictions"):
+        shutil.copy(dataset / "raw" / "labelsTr" / "case.nii.gz", dataset / folder / "new.nii.gz")
+    (dataset / "raw" / "present_labels.json").write_text(json.dumps({"case": [], "new": [1]}))
+    for folder, status in (("labelsTs", "new,1,Brainstem,scored"), ("labelsTr", "case,1,Brainstem,not_contoured")):
+        result = run(dataset, "-r", str(dataset / "raw" / folder))
+        assert result.exit_code == 0, result.output
+        assert status in (dataset / "out" / "metrics.csv").read_text()
+
+
+def test_other_organs_of_the_dataset_may_be_listed_where_only_some_are_judged(dataset: Path) -> None:
+    page = {"labels": {"background": 0, "Brainstem": 1, "Cord": 2}}
+    (dataset / "raw" / "dataset.json").write_text(json.dumps(page))
+    (dataset / "raw" / "present_labels.json").write_text(json.dumps({"case": [1, 2]}))
+    (dataset / "mine.json").write_text(json.dumps({"labels": {"background": 0, "Brainstem": 1}}))
+    listed = str(dataset / "raw" / "present_labels.json")
+    assert run(dataset, "-djfile", str(dataset / "mine.json"), "--present", listed).exit_code == 0
+
+
+def warnings(result: Result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("WARNING")]
+
+
+def test_references_with_planted_noise_are_a_warning_that_names_the_true_ones(dataset: Path) -> None:
+    entries = {"source": "Dataset700_Clean", "cases": {"case": {"direction": "erode"}}}
+    (dataset / "raw" / "noise.json").write_text(json.dumps(entries))
+    warned = warnings(run(dataset))
+    assert len(warned) == 1
+    assert "1 of 1 cases were corrupted on purpose (case)" in warned[0]
+    assert "Dataset700_Clean" in warned[0]
+    (dataset / "raw" / "labelsTr").rename(dataset / "raw" / "labelsTs")
+    result = run(dataset, "-r", str(dataset / "raw" / "labelsTs"))
+    assert (result.exit_code, warnings(result)) == (0, [])
+
+
+def test_overlaps_that_no_exported_map_can_hold_are_a_warning_for_every_folder_that_lacks_them(dataset: Path) -> None:
+    page = {"labels": {"background": 0, "Lung_L": [1, 3], "Heart": [2, 3]}, "regions_class_order": [1, 2]}
+    (dataset / "raw" / "dataset.json").write_text(json.dumps(page))
+    assert warnings(run(dataset)) == []
+    drawn = np.zeros(GRID.shape, dtype=np.uint8)
+    drawn[1:3, 2:5, 2:5], drawn[1, 2, 2] = 1, 3
+    write_labels(dataset / "raw" / "labelsTr" / "case.nii.gz", drawn, GRID)
+    warned = warnings(run(dataset, "--compare", str(dataset / "other")))
+    assert [str(dataset / name) in line for name, line in zip(("predictions", "other"), warned, strict=True)] == [
+        True
+    ] * 2
+    assert "(label 3)" in warned[0]
+    write_labels(dataset / "predictions" / "case.nii.gz", drawn, GRID)  # from probabilities
+    assert warnings(run(dataset)) == []

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, is_test_case, read_organs, read_present
+from nnunet_ext.evaluation.dataset import (
+    check_present,
+    check_same_labels,
+    default_present,
+    find_dataset_json,
+    is_test_case,
+    read_file_ending,
+    read_first_channel,
+    read_organs,
+    read_present,
+)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -71,7 +81,7 @@ def test_present_labels_are_read_from_beside_the_dataset_json(tmp_path: Path) ->
     assert read_present(path) == {"case_1": [1, 3]}
 
 
-@pytest.mark.parametrize("content", [[1], {"case_1": 3}, {"case_1": ["Eye_L"]}])
+@pytest.mark.parametrize("content", [[1], {"case_1": 3}, {"case_1": ["Eye_L"]}, {"case_1": [1, True]}])
 def test_present_labels_of_another_form_are_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(InputError, match="must map each case"):
         read_present(write(tmp_path / "present_labels.json", content))
@@ -105,6 +115,62 @@ def test_a_wrong_block_of_inner_organs_is_named(tmp_path: Path, contains: Any, m
     path = write(tmp_path / "dataset.json", content)
     with pytest.raises(InputError, match=message) as caught:
         read_organs(path)
+    assert str(path) in str(caught.value)
+
+
+def test_labels_of_an_organ_alone_and_with_those_inside_it(tmp_path: Path) -> None:
+    labels = {"background": 0, "Eye_L": 1, "Eye_R": 2, "Lens_L": 3, "both": [1, 2], "ignore": 9}
+    content = {"labels": labels, "nnunet_ext": {"contains": {"Eye_L": ["Lens_L"], "both": ["Lens_L"]}}}
+    dataset = read_organs(write(tmp_path / "dataset.json", content))
+    assert dataset.own == {"Eye_L": (1,), "Eye_R": (2,), "Lens_L": (3,), "both": (1, 2)}
+    assert dataset.whole == {"Eye_L": (1, 3), "Eye_R": (2,), "Lens_L": (3,), "both": (1, 2, 3)}
+    assert dataset.numbers == {0, 1, 2, 3, 9}
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ({"case_O": [1]}, "lists case_O, but the dataset has no such case"),
+        ({"case_0": [1, 7, -1]}, "lists label -1, 7 in case_0, but the dataset has 0, 1, 2;"),
+    ],
+)
+def test_contoured_labels_that_the_dataset_does_not_have_are_named(tmp_path: Path, listed: Any, message: str) -> None:
+    path = tmp_path / "present_labels.json"
+    with pytest.raises(InputError, match=message) as caught:
+        check_present(path, listed, {0, 1, 2}, {"case_0"})
+    assert str(path) in str(caught.value)
+
+
+def test_a_listed_test_case_is_known_and_its_labels_are_looked_at(tmp_path: Path) -> None:
+    write(tmp_path / "labelsTs" / "new.nii.gz", {})
+    path = tmp_path / "present_labels.json"
+    check_present(path, {"new": [1], "case_0": []}, {0, 1}, {"case_0"})
+    with pytest.raises(InputError, match="label 2 in new"):
+        check_present(path, {"new": [2]}, {0, 1}, {"case_0"})
+
+
+def test_labels_are_compared_by_name_and_number(tmp_path: Path) -> None:
+    now = write(tmp_path / "a.json", {"labels": {"background": 0, "Eye_L": 1, "both": [1, 2]}})
+    check_same_labels(now, write(tmp_path / "b.json", {"labels": {"both": [2, 1], "Eye_L": [1], "background": 0}}))
+    then = write(tmp_path / "c.json", {"labels": {"background": 0, "Eye_L": 2, "both": [1, 2], "Lens_L": 3}})
+    with pytest.raises(InputError, match=r"number Eye_L \(1 and 2\), Lens_L \(none and 3\) differently") as caught:
+        check_same_labels(now, then)
+    assert str(now) in str(caught.value)
+    assert str(then) in str(caught.value)
+
+
+def test_first_channel_and_ending_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset.json", {"channel_names": {"1": "PET", "0": "CT"}, "file_ending": ".nii.gz"})
+    assert (read_first_channel(path), read_file_ending(path)) == ("CT", ".nii.gz")
+    assert read_first_channel(write(tmp_path / "old.json", {"modality": {"0": "MR"}})) == "MR"
+
+
+@pytest.mark.parametrize("read", [read_first_channel, read_file_ending])
+@pytest.mark.parametrize("content", [[], {}, {"channel_names": {"0": 7}, "file_ending": 7}, {"channel_names": "CT"}])
+def test_a_dataset_json_without_them_is_named(tmp_path: Path, read: Any, content: Any) -> None:
+    path = write(tmp_path / "dataset.json", content)
+    with pytest.raises(InputError) as caught:
+        read(path)
     assert str(path) in str(caught.value)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunet_ext.evaluation.deviation import deviation
+from nnunet_ext.evaluation.deviation import deviation, judged_prediction
 
 SPACING_MM = (2.0, 1.0, 1.0)
 
@@ -72,6 +72,13 @@ class TestPartsOfThePrediction:
         found = fitting | ball(12, (26, 55, 55))
         assert 2 * (drawn & fitting).sum() / (drawn.sum() + fitting.sum()) > 0.5
         assert deviation(drawn, found, SPACING_MM) == deviation(drawn, fitting, SPACING_MM)
+
+    def test_what_a_contour_is_judged_by_lies_where_it_was_predicted(self):
+        specked = ball(10)
+        specked[2:5, 2:12, 2:12] = True
+        assert np.array_equal(judged_prediction(ball(14), specked), ball(10))
+        assert np.array_equal(judged_prediction(np.zeros_like(specked), specked), ball(10))
+        assert not judged_prediction(ball(14), np.zeros_like(specked)).any()
 
     def test_two_halves_that_both_touch_count_both(self):
         found = ball(12)

@@ -96,6 +96,11 @@ def test_slices_are_spread_where_there_is_no_organ():
     assert telling_slices(np.zeros((9, 4, 4), dtype=np.uint8), {"Brainstem": 1}) == [6, 4, 2]
 
 
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    draw_overlay(tmp_path / "a.png", left_is_grey(), UPRIGHT, {r"$\frac$": cube()}, {r"a$b$ $\x$": 1}, r"$\frac$")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
 def test_a_case_without_organs_is_still_a_picture(tmp_path):
     empty = np.zeros(UPRIGHT.shape, dtype=np.uint8)
     draw_overlay(tmp_path / "a.png", left_is_grey(), UPRIGHT, {"prediction": empty}, {"Cube": 1}, "a")

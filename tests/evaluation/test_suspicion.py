@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_ext.evaluation.suspicion import Finding, csv_text, qualities, ranked, recall, unusual
+from nnunet_ext.evaluation.suspicion import Finding, csv_text, not_contoured, qualities, ranked, recall, unusual
 
 
 def found(case: str, organ: str, assd_mm: float, *, distrust: float = float("nan"), **more: float) -> Finding:
@@ -115,3 +115,13 @@ def test_the_table_has_a_line_per_contour():
     lines = list(csv.DictReader(io.StringIO(csv_text(ranked([found("a", "GTV", 1.0), found("b", "GTV", 2.0)])))))
     assert [(line["rank"], line["case"]) for line in lines] == [("1", "b"), ("2", "a")]
     assert lines[0]["assd_mm"] == "2.000"
+
+
+def test_an_organ_that_nobody_contoured_has_a_volume_and_no_suspicion():
+    rows = [*ranked([found("a", "GTV", 1.0), found("b", "GTV", 2.0)]), not_contoured("c", "GTV", 1, 12.5)]
+    line = list(csv.DictReader(io.StringIO(csv_text(rows))))[-1]
+    assert (line["rank"], line["case"], line["organ"], line["fold"]) == ("3", "c", "GTV", "1")
+    assert (line["kind"], line["predicted_ml"]) == ("not contoured", "12.500")
+    assert {line[name] for name in ("assd_mm", "signed_mm", "shift_mm", "dsc", "missing_slices", "suspicion")} == {
+        "nan"
+    }

@@ -13,10 +13,13 @@ from scipy.spatial.transform import Rotation
 
 from nnunet_ext.cli.audit import command
 from nnunet_ext.errors import InputError
+from nnunet_ext.evaluation.contact_sheet import Tile
+from nnunet_ext.evaluation.overlay import WINDOW_HU
+from nnunet_ext.evaluation.suspicion import not_contoured
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
-from nnunet_ext.recipe.audit import audit, forgotten
+from nnunet_ext.recipe.audit import audit, forgotten, forgotten_lines
 from nnunet_ext.roi.provenance import held_out_predictions
 
 DATASET = "Dataset701_Drawn"
@@ -55,9 +58,16 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for fold in (0, 1):
         (folder / f"fold_{fold}" / "checkpoint_final.pth").touch()
     described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **ORGANS}, "file_ending": ".nii.gz"}
-    write_json(raw / "dataset.json", {**described, "numTraining": 10})
+    for path in (raw, folder):  # nnU-Net leaves one in the model's folder
+        write_json(path / "dataset.json", {**described, "numTraining": 10})
     write_json(tmp_path / "preprocessed" / DATASET / "splits_final.json", SPLITS)
     return folder
+
+
+def describe(world: Path, tmp_path: Path, **changes: object) -> None:
+    """Both dataset.json with other entries."""
+    for folder in (tmp_path / "raw" / DATASET, world):
+        write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), **changes})
 
 
 def lines(folder: Path) -> list[dict[str, str]]:
@@ -100,12 +110,216 @@ def test_an_organ_that_nobody_contoured_though_the_model_sees_it_is_said(world, 
     ]
 
 
+def test_empty_contours_make_no_organ_usually_small():
+    lacking = [not_contoured("case_1", "Larynx", 0, ml) for ml in (9.9, 10.0)]
+    assert forgotten({"Larynx": [0.0, 0.0, 0.0, 20.0, 20.0]}, lacking) == lacking[1:]
+    assert forgotten({"Larynx": [0.0]}, lacking) == forgotten({}, lacking) == []
+
+
 def test_many_forgotten_contours_are_counted_and_the_first_named():
-    by_case = {f"case_{i}": 10.0 for i in range(8)}
-    assert forgotten({"Larynx": [11.0, 9.0]}, {"Larynx": by_case, "Unknown": {"case_1": 5.0}}) == [
+    lacking = [not_contoured(f"case_{i}", "Larynx", 0, 10.0) for i in range(8)]
+    lost = forgotten({"Larynx": [0.0, 11.0, 9.0]}, [*lacking, not_contoured("case_1", "Unknown", 0, 5.0)])
+    assert lost == lacking
+    assert forgotten_lines(lost, lacking) == [
         "not contoured, but the model sees it: Larynx in 8 of 8 cases without a contour "
         "(case_0, case_1, case_2, case_3, case_4 and 3 more)"
     ]
+
+
+def test_every_forgotten_contour_is_a_line_of_the_table_behind_all_contours(world, tmp_path):
+    write_json(tmp_path / "raw" / DATASET / "present_labels.json", {case: [2] for case in CASES[:7]})
+    said: list[str] = []
+    rows = audit(str(world), tmp_path / "out", said.append)
+    table = lines(tmp_path / "out")
+    assert len(rows) == 13
+    assert [row["rank"] for row in table] == [str(i + 1) for i in range(20)]
+    assert [(row["case"], row["organ"]) for row in table[:13]] == [(row.case, row.organ) for row in rows]
+    assert [(row["case"], row["organ"], row["kind"]) for row in table[13:]] == [
+        (case, "Parotid_L", "not contoured") for case in CASES[:7]
+    ]
+    assert {row["fold"] for row in table[13:18]} == {"0"}
+    assert {row["predicted_ml"] for row in table} == {"7.776"}  # 8 × 12 × 12 voxels of 3 × 1.5 × 1.5 mm
+    assert {row[name] for row in table[13:] for name in ("suspicion", "assd_mm", "dsc")} == {"nan"}
+    assert [line for line in said if "sees it" in line and "and 2 more" in line]
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ({"case_07": [2, 33]}, "label 33 in case_07"),
+        ({"case_07": [-1]}, "label -1 in case_07"),
+        ({"case_07": [True]}, "must map each case"),
+        ({"case_O7": [2]}, "lists case_O7, but"),
+    ],
+)
+def test_a_wrong_list_of_contoured_labels_hides_no_contour(world, tmp_path, listed, named):
+    path = tmp_path / "raw" / DATASET / "present_labels.json"
+    write_json(path, listed)
+    with pytest.raises(InputError, match=named) as caught:
+        audit(str(world), tmp_path / "out", print)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_case_may_be_listed(world, tmp_path):
+    raw = tmp_path / "raw" / DATASET
+    write_json(raw / "present_labels.json", {"new": [1], "case_07": [1, 2]})
+    write_labels(raw / "labelsTs" / "new.nii.gz", drawn(0), GRID)
+    assert len(audit(str(world), tmp_path / "out", print)) == 20
+
+
+class TestTheLabelsOfTheModel:
+    def refused(self, world: Path, tmp_path: Path) -> str:
+        with pytest.raises(InputError) as caught:
+            audit(str(world), tmp_path / "out", print)
+        for folder in (tmp_path / "raw" / DATASET, world):
+            assert str(folder / "dataset.json") in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("labels", "named"),
+        [
+            ({"Parotid_L": 2, "Parotid_R": 1}, "Parotid_L (2 and 1), Parotid_R (1 and 2)"),
+            ({**ORGANS, "Larynx": 3}, "Larynx (3 and none)"),
+            ({"Parotid_L": 1}, "Parotid_R (none and 2)"),
+            ({**ORGANS, "ignore": 3}, "ignore (3 and none)"),
+            ({"Parotid_L": [1, 2], "Parotid_R": 2}, "Parotid_L (1, 2 and 1)"),
+        ],
+    )
+    def test_a_dataset_with_other_labels_than_the_model_is_refused(self, world, tmp_path, labels, named):
+        path = tmp_path / "raw" / DATASET / "dataset.json"
+        write_json(path, {**read_json(path), "labels": {"background": 0, **labels}})
+        assert named in self.refused(world, tmp_path)
+
+    def test_the_order_of_the_labels_and_of_a_regions_numbers_does_not_count(self, world, tmp_path):
+        describe(world, tmp_path, labels={"background": 0, "both": [1, 2], "right": 2}, regions_class_order=[1, 2])
+        write_json(
+            world / "dataset.json",
+            {**read_json(world / "dataset.json"), "labels": {"right": [2], "both": [2, 1], "background": 0}},
+        )
+        assert len(audit(str(world), tmp_path / "out", print)) == 20
+
+    def test_a_model_folder_without_its_labels_is_named(self, world, tmp_path):
+        (world / "dataset.json").unlink()
+        with pytest.raises(InputError, match=str(world / "dataset.json")):
+            audit(str(world), tmp_path / "out", print)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "named"),
+    [
+        ("channel_names", None, '"channel_names" is None'),
+        ("channel_names", {"1": "CT"}, '"channel_names" is'),
+        ("channel_names", {"0": 7}, '"channel_names" is'),
+        ("channel_names", ["CT"], '"channel_names" is'),
+        ("file_ending", None, '"file_ending" is None'),
+        ("file_ending", 3, '"file_ending" is 3'),
+        ("labels", None, 'no "labels"'),
+        (None, None, "no JSON object"),
+    ],
+)
+def test_an_edited_dataset_json_is_named_and_never_a_traceback(world, tmp_path, entry, value, named):
+    path = tmp_path / "raw" / DATASET / "dataset.json"
+    page = {key: content for key, content in read_json(path).items() if key != entry}
+    write_json(path, [page] if entry is None else {**page, **({} if value is None else {entry: value})})
+    result = CliRunner().invoke(command, [str(world), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, InputError)
+    assert str(path) in str(result.exception)
+    assert named in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_older_name_of_the_channels_is_read_as_nnunet_reads_it(world, tmp_path):
+    path = tmp_path / "raw" / DATASET / "dataset.json"
+    page = read_json(path)
+    page["modality"] = page.pop("channel_names")
+    write_json(path, page)
+    assert len(audit(str(world), tmp_path / "out", print)) == 20
+
+
+class TestOrgansInsideOthers:
+    """Every second voxel row of Parotid_L is called Lens: an organ that is drawn over the one around it."""
+
+    def inner(self, world: Path, tmp_path: Path, without: str = "") -> None:
+        describe(
+            world,
+            tmp_path,
+            labels={"background": 0, **ORGANS, "Lens": 3},
+            nnunet_ext={"contains": {"Parotid_L": ["Lens"]}},
+        )
+        for path in [*(tmp_path / "raw" / DATASET).glob("labelsTr/*"), *world.glob("fold_*/validation/*.nii.gz")]:
+            labels, grid = read_labels(path)
+            if not (path.parent.name == "labelsTr" and path.name.startswith(without or "-")):
+                labels[:, ::2][labels[:, ::2] == 1] = 3
+            write_labels(path, labels, grid)
+
+    def test_an_organ_is_judged_with_those_inside_it_in_both_maps(self, world, tmp_path):
+        plain = {(row.case, row.organ): row for row in audit(str(world), tmp_path / "plain", print)}
+        self.inner(world, tmp_path)
+        rows = audit(str(world), tmp_path / "out", print)
+        left = [row for row in rows if row.organ == "Parotid_L"]
+        assert len(left) == 10
+        assert all(row.assd_mm == plain[row.case, row.organ].assd_mm for row in left)
+        assert len([row for row in rows if row.organ == "Lens"]) == 10
+
+    def test_an_organ_without_the_inner_one_that_nobody_drew_is_right(self, world, tmp_path):
+        self.inner(world, tmp_path, without="case_03")
+        write_json(tmp_path / "raw" / DATASET / "present_labels.json", {"case_03": [1, 2]})
+        said: list[str] = []
+        rows = audit(str(world), tmp_path / "out", said.append)
+        assert next(row for row in rows if (row.case, row.organ) == ("case_03", "Parotid_L")).suspicion < 1
+        assert ("case_03", "Lens") not in {(row.case, row.organ) for row in rows}
+        assert "not contoured, but the model sees it: Lens in 1 of 1 cases without a contour (case_03)" in said
+
+    def test_an_outer_organ_that_nobody_drew_is_not_judged_by_its_inner_one(self, world, tmp_path):
+        self.inner(world, tmp_path)
+        write_json(tmp_path / "raw" / DATASET / "present_labels.json", {"case_03": [2, 3]})
+        rows = audit(str(world), tmp_path / "out", print)
+        assert {row.organ for row in rows if row.case == "case_03"} == {"Parotid_R", "Lens"}
+        last = lines(tmp_path / "out")[-1]
+        assert (last["case"], last["organ"], last["predicted_ml"]) == ("case_03", "Parotid_L", "7.776")
+
+
+class TestWhatMayMislead:
+    def noise(self, tmp_path: Path, *cases: str) -> Path:
+        path = tmp_path / "raw" / DATASET / "noise.json"
+        entries = {case: {"direction": "erode"} if case in cases else None for case in CASES}
+        write_json(path, {"source": "Dataset700_Clean", "cases": entries})
+        return path
+
+    def test_planted_noise_is_a_warning_that_names_the_true_labels(self, world, tmp_path):
+        self.noise(tmp_path, "case_02", "case_07")
+        result = CliRunner().invoke(command, [str(world), "-o", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        warned = [line for line in result.stderr.splitlines() if line.startswith("WARNING")]
+        assert len(warned) == 1
+        assert "2 of 10 cases were corrupted on purpose (case_02, case_07)" in warned[0]
+        assert "those of Dataset700_Clean" in warned[0]
+
+    def test_a_copy_without_a_noisy_case_needs_none(self, world, tmp_path):
+        self.noise(tmp_path)
+        warned: list[str] = []
+        audit(str(world), tmp_path / "out", print, warned.append)
+        assert not warned
+
+    def test_a_damaged_list_of_noise_is_named(self, world, tmp_path):
+        write_json(self.noise(tmp_path), [])
+        with pytest.raises(InputError, match=r"noise\.json has no"):
+            audit(str(world), tmp_path / "out", print)
+
+    def test_overlaps_that_an_exported_map_cannot_hold_are_a_warning(self, world, tmp_path):
+        regions = {"background": 0, "Left": [1, 3], "Right": [2, 3]}
+        describe(world, tmp_path, labels=regions, regions_class_order=[1, 2])
+        warned: list[str] = []
+        audit(str(world), tmp_path / "out", print, warned.append)
+        assert not warned
+        labels, grid = read_labels(tmp_path / "raw" / DATASET / "labelsTr" / "case_04.nii.gz")
+        labels[4:12, 20, 16:24] = 3
+        write_labels(tmp_path / "raw" / DATASET / "labelsTr" / "case_04.nii.gz", labels, grid)
+        audit(str(world), tmp_path / "out", print, warned.append)
+        assert len(warned) == 1
+        assert "(label 3)" in warned[0]
 
 
 class TestQualityWeights:
@@ -152,6 +366,37 @@ class TestQualityWeights:
 
 
 class TestThePicture:
+    def tiles(self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tile]:
+        drawn: list[Tile] = []
+        monkeypatch.setattr(
+            "nnunet_ext.recipe.audit.draw_contact_sheet", lambda path, shown, heading: drawn.extend(shown)
+        )
+        audit(str(world), tmp_path / "out", lambda line: None)
+        return {tile.title.splitlines()[0]: tile for tile in drawn}
+
+    def test_it_shows_image_contour_and_prediction_of_the_case(self, world, tmp_path, monkeypatch):
+        shown = self.tiles(world, tmp_path, monkeypatch)
+        assert len(shown) == 12
+        tile = shown["case_07  Parotid_L"]
+        raw = tmp_path / "raw" / DATASET
+        contour, _ = read_labels(raw / "labelsTr" / "case_07.nii.gz")
+        prediction, _ = read_labels(world / "fold_1" / "validation" / "case_07.nii.gz")
+        assert np.array_equal(tile.contour, contour == 1)
+        assert np.array_equal(tile.prediction, prediction == 1)
+        assert np.array_equal(tile.image, read_image(raw / "imagesTr" / "case_07_0000.nii.gz")[0])
+        assert tile.grid == GRID
+
+    def test_a_ct_has_its_window_and_other_images_their_own(self, world, tmp_path, monkeypatch):
+        assert {tile.window for tile in self.tiles(world, tmp_path, monkeypatch).values()} == {WINDOW_HU}
+        describe(world, tmp_path, channel_names={"0": "MR"})
+        tile = self.tiles(world, tmp_path, monkeypatch)["case_07  Parotid_L"]
+        assert tile.window == pytest.approx(np.percentile(tile.image, (1, 99)))
+
+    def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(self, world, tmp_path):
+        describe(world, tmp_path, labels={"background": 0, r"a$\frac$": 1, "_^{": 2})
+        audit(str(world), tmp_path / "out", print)
+        assert (tmp_path / "out" / "audit.png").exists()
+
     def test_a_case_without_its_image_is_left_out_and_named(self, world, tmp_path):
         (tmp_path / "raw" / DATASET / "imagesTr" / "case_07_0000.nii.gz").unlink()
         said: list[str] = []
@@ -228,8 +473,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_read(wo
 
 def test_unlabelled_voxels_of_a_sparse_contour_are_no_deviation(world, tmp_path):
     raw = tmp_path / "raw" / DATASET
-    described = read_json(raw / "dataset.json")
-    write_json(raw / "dataset.json", {**described, "labels": {**described["labels"], "ignore": 3}})
+    describe(world, tmp_path, labels={"background": 0, **ORGANS, "ignore": 3})
     whole = audit(str(world), tmp_path / "whole", print)
     labels = drawn(3)
     labels[8:] = 3

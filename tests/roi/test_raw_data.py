@@ -18,6 +18,7 @@ def dataset(tmp_path: Path) -> Path:
     for case in ("a", "a_0001", "b*"):
         (tmp_path / "imagesTr" / f"{case}_0000.nii.gz").write_bytes(gzip.compress(bytes(1000), mtime=0))
         (tmp_path / "labelsTr" / f"{case}.nii.gz").write_bytes(gzip.compress(bytes(1000), mtime=0))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "Eye_L": 1, "Eye_R": 2}}))
     return tmp_path
 
 
@@ -57,6 +58,15 @@ def test_the_list_of_contoured_labels_counts_case_by_case_in_any_order(dataset: 
     (dataset / "present_labels.json").write_text(json.dumps({"a": [1, 2], "a_0001": []}))
     assert changed(dataset, before) == "a_0001"
     assert contoured_in(dataset) == {"a": [1, 2], "a_0001": []}
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"), [({"a": [3]}, "lists label 3 in a"), ({"c": [1]}, "lists c, but the dataset has no such case")]
+)
+def test_a_list_of_what_the_dataset_does_not_have_is_refused(dataset: Path, listed: object, named: str) -> None:
+    (dataset / "present_labels.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match=named):
+        contoured_in(dataset)
 
 
 def test_many_changed_cases_are_counted_after_the_fifth() -> None:

@@ -72,6 +72,8 @@ class TestCleanDataset:
     def test_cases_that_the_study_does_not_use_are_not_in_its_list(
         self, planner: Any, world_with: Worlds, source: Path
     ) -> None:
+        (source / "imagesTs").mkdir(exist_ok=True)
+        (source / "imagesTs" / "a test case_0000.nii.gz").write_text("image")
         (source / "present_labels.json").write_text(json.dumps({"a": [1], "a test case": []}))
         world = prepared(world_with())
         assert json.loads((world.raw / world.clean / "present_labels.json").read_text()) == {"a": [1]}
