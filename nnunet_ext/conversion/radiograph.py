@@ -29,6 +29,10 @@ FIELD_MM = 358.4
 """Edge of a film: 2048 pixels of 0.175 mm."""
 SLICE_MM = 10.0
 """Our choice: a flat picture has no slice distance; the largest edge makes nnU-Net take this axis as the slices'."""
+FILM_VALUES = 8
+"""Our choice: a mask has 2 grey values, a map of the five structures 6; 8 bits of a film hold some 200."""
+MOST_OF_A_FILM = 0.5
+"""Our choice: a lung is the largest structure and fills far less, what lies around it far more."""
 LUNGS = ("Lung_L", "Lung_R")
 
 
@@ -39,7 +43,8 @@ def load_radiograph(case: RadiographCase, source: Source) -> LoadedCase:
     file's polarity, which is found by comparing them with the tissue between them.
 
     Raises:
-        InputError: a wrong size, a damaged picture, more than 12 bits, an empty mask, or left and right swapped.
+        InputError: a wrong size, a damaged picture, more than 12 bits, a mask in place of the film, an empty or
+            inverted mask, or left and right swapped.
     """
     pixels, notes = _read_film(case.image)
     masks = {organ: _read_mask(path, case.size) for organ, path in case.masks.items()}
@@ -60,11 +65,25 @@ def load_radiograph(case: RadiographCase, source: Source) -> LoadedCase:
     )
 
 
+def is_mask_picture(path: Path) -> bool:
+    """Whether a picture has so few grey values that it is a mask or a label map; not if it cannot be read."""
+    try:
+        return len(_grey_values(_read_picture(path))) < FILM_VALUES
+    except InputError:
+        return False
+
+
 def _read_film(path: Path) -> tuple[NDArray[np.float32], list[str]]:
     if path.suffix.upper() == ".IMG":
         return _read_raw(path), []
     pixels = _read_picture(path)
     _check_edges(path, pixels, COPY_EDGES)
+    count = len(_grey_values(pixels))
+    if count < FILM_VALUES:
+        raise InputError(
+            f"{path} has only {count} grey value{'s' * (count > 1)}, so it is a mask and not the film; add the film, "
+            "or leave the case out."
+        )
     return pixels.astype(np.float32), [f"8-bit copy of {pixels.shape[0]}×{pixels.shape[1]} pixels"]
 
 
@@ -86,12 +105,24 @@ def _read_raw(path: Path) -> NDArray[np.float32]:
 def _read_mask(path: Path, size: int) -> NDArray[np.bool_]:
     pixels = _read_picture(path)
     _check_edges(path, pixels, COPY_EDGES)
-    values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+    values = _grey_values(pixels)
     if len(values) != 2:
         what = "is empty or full" if len(values) < 2 else f"has {len(values)} grey values"
         raise InputError(f"{path} {what}, expected a mask of two values; export it again without smoothing.")
     step = pixels.shape[0] // size
-    return np.asarray(pixels[step // 2 :: step, step // 2 :: step] == values[1])
+    mask = np.asarray(pixels[step // 2 :: step, step // 2 :: step] == values[1])
+    if mask.mean() > MOST_OF_A_FILM:
+        raise InputError(
+            f"{path} covers {mask.mean():.0%} of the picture, so it is inverted; turn its grey values, so that the "
+            "structure is bright and the rest dark."
+        )
+    if not mask.any():
+        raise InputError(f"{path} has no pixel left at {size}×{size}; it is no structure, copy the SCR mask again.")
+    return mask
+
+
+def _grey_values(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
+    return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
@@ -127,7 +158,7 @@ def _check_sides(case: RadiographCase, masks: dict[str, NDArray[np.bool_]]) -> N
         if organ.endswith("_L") and other is not None and column <= other:
             raise InputError(
                 f"{case.masks[organ]} lies left of {organ[:-2]}_R in the picture; the patient's left is on the right "
-                "of a film, so the masks or the film are swapped: exchange the folders or mirror the film."
+                "of a film, so the masks are swapped or mirrored: exchange the folders, or mirror film and masks."
             )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from dataset_conversion.jsrt import ORGANS, PAINTING, open_source
 from nnunet_ext.cli.convert import command
 from nnunet_ext.conversion.convert import convert
+from nnunet_ext.conversion.loading import load_case
 from nnunet_ext.conversion.overlap import has_bit
 from nnunet_ext.errors import CasesFailedError, InputError
 from nnunet_ext.evaluation.dataset import read_organs
@@ -215,6 +216,105 @@ class TestCopies:
         assert all(case.image.suffix == ".IMG" for case in open_source(folder).cases)
 
 
+@pytest.fixture
+def copies(tmp_path: Path) -> Path:
+    """Two PNG films with GIF masks."""
+    for i, name in enumerate(("JPCLN001", "JPCLN002")):
+        save_copy(tmp_path / "source", name, 512, draw_film(i))
+        save_masks(tmp_path / "source" / "fold1" / "masks", name)
+    return tmp_path / "source"
+
+
+def film_of(folder: Path, name: str = "JPCLN001") -> Path:
+    return folder / "jsrt_images" / "images" / f"{name}.IMG.png"
+
+
+def save_lungs(path: Path, *, smoothed: bool = False) -> None:
+    """A mask that belongs to no known structure."""
+    masks = draw_masks()
+    pixels = (masks["Lung_L"] | masks["Lung_R"])[::2, ::2] * 255.0
+    if smoothed:
+        pixels = sum(np.roll(pixels, shift, axis=1) for shift in range(10)) / 10
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+class TestSeveralPicturesOfOneName:
+    def test_a_name_that_goes_on_is_another_picture(self, copies):
+        save_lungs(film_of(copies, "JPCLN001-lungs"))
+        assert [case.image for case in open_source(copies).cases] == [film_of(copies), film_of(copies, "JPCLN002")]
+
+    @pytest.mark.parametrize("place", ["Masks/both", "both", "Lungs"])
+    def test_a_mask_of_no_known_structure_is_no_film(self, copies, place):
+        save_lungs(copies / place / "JPCLN001.png")
+        case = open_source(copies).cases[0]
+        assert (case.image, case.fault) == (film_of(copies), "")
+
+    def test_nor_is_it_one_where_the_film_is_missing(self, copies, tmp_path):
+        film_of(copies).unlink()
+        save_lungs(copies / "both" / "JPCLN001.png")
+        assert "JPCLN001.png has only 2 grey values, so it is a mask" in str(error_of(copies, 0))
+        shutil.move(copies / "both", copies / "masks" / "both")
+        assert [case.identifier for case in open_source(copies).cases] == ["JPCLN002"]
+
+    def test_a_smoothed_mask_beside_the_film_is_refused(self, copies):
+        save_lungs(copies / "both" / "JPCLN001.png", smoothed=True)
+        assert "both could be the film" in open_source(copies).cases[0].fault
+
+    def test_two_films_that_differ_are_both_named(self, copies, tmp_path):
+        other = copies / "BSE_JSRT" / "JPCLN001.png"
+        other.parent.mkdir()
+        Image.open(film_of(copies)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+        first, second = open_source(copies).cases
+        assert (
+            first.fault == f"{other} and {film_of(copies)} differ, and both could be the film; leave one of them there."
+        )
+        assert not second.fault
+
+    def test_equal_files_are_one(self, copies):
+        (copies / "again" / "heart").mkdir(parents=True)
+        shutil.copy(film_of(copies), copies / "again" / "JPCLN001.png")
+        shutil.copy(copies / "fold1" / "masks" / "heart" / "JPCLN001.gif", copies / "again" / "heart")
+        assert not any(case.fault for case in open_source(copies).cases)
+
+    def test_masks_of_two_observers_are_not_chosen_between(self, copies):
+        shutil.copytree(copies / "fold1" / "masks", copies / "observer2")
+        heart = copies / "observer2" / "heart" / "JPCLN002.gif"
+        Image.fromarray(np.roll(draw_masks()["Heart"], 9, axis=0)).save(heart)
+        first, second = open_source(copies).cases
+        assert not first.fault
+        assert second.fault == (
+            f"{copies / 'fold1' / 'masks' / 'heart' / heart.name} and {heart} differ, and both could be the mask of "
+            "Heart; leave one of them there."
+        )
+
+    def test_the_png_copy_beside_a_gif_is_no_other_mask(self, copies):
+        masks = copies / "fold1" / "masks"
+        save_masks(masks, "JPCLN001", ".png")
+        (masks / "heart_png").mkdir()
+        (masks / "heart" / "JPCLN001.png").rename(masks / "heart_png" / "JPCLN001.png")
+        case = open_source(copies).cases[0]
+        assert not case.fault
+        assert {path.suffix for path in case.masks.values()} == {".gif"}
+
+    @pytest.mark.parametrize("name", ["jpcln001.IMG", "JPCLN001.img", "Jpcln001.Img"])
+    def test_names_in_any_case(self, folder, tmp_path, name):
+        film = folder / "All247images" / "JPCLN001.IMG"
+        film.rename(film.with_name(name))
+        heart = folder / "scratch" / "fold1" / "masks" / "heart"
+        (heart / "JPCLN001.gif").rename(heart / "jpcln001.GIF")
+        dataset, report = converted(folder, tmp_path)
+        assert set(report["cases"]) == {"JPCLN001", "JPCLN002", "JPCNN001"}
+        assert json.loads((dataset / "dataset.json").read_text())["nnunet_ext"]["films"]["raw_12_bit"] == 3
+
+
+def error_of(folder: Path, case: int) -> InputError:
+    source = open_source(folder)
+    with pytest.raises(InputError) as caught:
+        load_case(source.cases[case], source)
+    return caught.value
+
+
 class TestFaults:
     def test_a_film_of_another_size(self, folder, tmp_path):
         path = folder / "All247images" / "JPCLN001.IMG"
@@ -235,7 +335,24 @@ class TestFaults:
         content = left.read_bytes()
         left.write_bytes(right.read_bytes())
         right.write_bytes(content)
-        assert "swapped" in refused(folder, tmp_path)["JPCLN001"]
+        cause = refused(folder, tmp_path)["JPCLN001"]
+        assert cause.endswith("swapped or mirrored: exchange the folders, or mirror film and masks.")
+
+    @pytest.mark.parametrize("structures", [list(FOLDERS.values()), ["heart"], ["left lung", "right lung"]])
+    def test_inverted_masks_are_named_whatever_their_sides_look_like(self, copies, structures):
+        for structure in structures:
+            path = copies / "fold1" / "masks" / structure / "JPCLN001.gif"
+            organ = next(organ for organ, name in FOLDERS.items() if name == structure)
+            Image.fromarray(~draw_masks()[organ]).save(path)
+        cause = str(error_of(copies, 0))
+        assert "of the picture, so it is inverted; turn its grey values" in cause
+        assert f"{structures[0]}/JPCLN001.gif covers" in cause
+
+    def test_a_speck_is_no_mask(self, copies):
+        speck = np.zeros((EDGE, EDGE), bool)
+        speck[3, 3] = True
+        Image.fromarray(speck).save(copies / "fold1" / "masks" / "heart" / "JPCLN001.gif")
+        assert "JPCLN001.gif has no pixel left at 256×256" in str(error_of(copies, 0))
 
     def test_a_mask_of_another_size_an_empty_and_a_smoothed_one(self, folder, tmp_path):
         heart = folder / "scratch" / "fold1" / "masks" / "heart"
@@ -244,8 +361,6 @@ class TestFaults:
         grey = np.linspace(0, 255, EDGE * EDGE).reshape(EDGE, EDGE).astype(np.uint8)
         Image.fromarray(grey).save(folder / "scratch" / "fold2" / "masks" / "heart" / "JPCLN002.gif")
         source = open_source(folder)
-        from nnunet_ext.conversion.loading import load_case
-
         for case, part in zip(source.cases, ("300×300 pixels", "256 grey values", "empty or full"), strict=True):
             with pytest.raises(InputError, match=part):
                 load_case(case, source)
@@ -270,3 +385,11 @@ def test_the_command_converts_and_names_bad_films(folder, tmp_path, monkeypatch)
     assert "Lung_L" in result.output
     assert "JPCLN001" in str(result.exception)
     assert (tmp_path / "raw" / "Dataset301_Jsrt" / "dataset.json").exists()
+
+
+def test_the_command_has_no_option_for_what_cannot_be(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    result = CliRunner().invoke(command, ["jsrt", str(folder), "-d", "301", "--empty", "absent"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+    assert "so there is no ``--empty`` here" in " ".join(CliRunner().invoke(command, ["jsrt", "--help"]).output.split())
