@@ -61,16 +61,24 @@ def _command_for(verb: str) -> click.Command:
     return click.Command(
         verb,
         callback=run,
-        params=[*_common_params(verb), *(_param(option) for option in options)],
+        params=[*_common_params(verb, module), *(_param(option) for option in options)],
         help="\b\n" + text.replace("\n\n", "\n\n\b\n"),
         short_help=text.partition("\n")[0],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-def _common_params(verb: str) -> list[click.Parameter]:
+def _common_params(verb: str, module: ModuleType) -> list[click.Parameter]:
+    """What every converter takes; no ``--empty`` where it says ``NEVER_EMPTY``."""
     name = "".join(part.capitalize() for part in verb.split("-"))
     folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    empty = click.Option(
+        ["--empty"],
+        type=click.Choice(["not-contoured", "absent"]),
+        default="not-contoured",
+        show_default=True,
+        help="What an organ without a voxel means: nobody drew it, or the patient has none.",
+    )
     return [
         click.Argument(["folder"], type=folder),
         click.Option(["-d", "--dataset", "number"], type=int, required=True, help="Dataset number, 1 to 999."),
@@ -78,13 +86,7 @@ def _common_params(verb: str) -> list[click.Parameter]:
         click.Option(["--overwrite"], is_flag=True, help="Replace a dataset of this number."),
         click.Option(["--seed"], type=int, default=12345, show_default=True, help="Seed of folds and test cases."),
         click.Option(["--folds"], type=click.IntRange(2), help="Folds, by patient; default: the source's, else 5."),
-        click.Option(
-            ["--empty"],
-            type=click.Choice(["not-contoured", "absent"]),
-            default="not-contoured",
-            show_default=True,
-            help="What an organ without a voxel means: nobody drew it, or the patient has none.",
-        ),
+        *([] if getattr(module, "NEVER_EMPTY", False) else [empty]),
         click.Option(["--quiet"], is_flag=True, help="No progress and no table."),
     ]
 
@@ -112,21 +114,25 @@ def _run(
     overwrite: bool,
     seed: int,
     folds: int | None,
-    empty: Empty,
     quiet: bool,
+    empty: Empty = "not-contoured",
 ) -> None:
     from nnunet_ext.conversion.convert import convert
-    from nnunet_ext.io.numbered import stale_data
+    from nnunet_ext.conversion.noise import orphaned_copies
+    from nnunet_ext.io.numbered import stale_data, taken_by
 
     raw = nnunet_folder("nnUNet_raw")
     source = replace(module.open_source(folder, **options), empty=empty)
     others = [Path(os.environ[key]) for key in ("nnUNet_preprocessed", "nnUNet_results") if os.environ.get(key)]
+    replaced = taken_by(raw, number)
     done = convert(
         source, raw, number, name, overwrite=overwrite, seed=seed, folds=folds, quiet=quiet, elsewhere=others
     )
     preprocessed = os.environ.get("nnUNet_preprocessed")
     if preprocessed and (stale := stale_data(Path(preprocessed), done.folder.name)):
         click.echo(f"WARNING {stale}", err=True)
+    if orphaned := orphaned_copies(raw, replaced):
+        click.echo(f"WARNING {orphaned}", err=True)
     _print(done, quiet=quiet)
 
 

@@ -38,9 +38,9 @@ def command(
     """
     from tqdm import tqdm
 
-    from nnunet_ext.conversion.noise import Noise, add_noise, lines_of
+    from nnunet_ext.conversion.noise import Noise, add_noise, lines_of, orphaned_copies
     from nnunet_ext.errors import InputError
-    from nnunet_ext.io.numbered import dataset_numbered, splits_in_use, stale_data
+    from nnunet_ext.io.numbered import dataset_numbered, splits_in_use, stale_data, taken_by
     from nnunet_ext.locations import nnunet_folder
 
     if bool(voxels) == bool(mm):
@@ -53,6 +53,7 @@ def command(
     if fold is not None and fold >= len(splits or ()):
         raise InputError(f"{folder.name} has {len(splits or ())} folds, so there is no fold {fold} to spare.")
     cases = splits[fold]["train"] if splits and fold is not None else None
+    replaced = taken_by(raw, target)
     written, sidecar = add_noise(
         folder, raw, target, name or f"{folder.name.partition('_')[2]}Noisy", noise, cases=cases, splits=splits,
         overwrite=overwrite, elsewhere=others, progress=lambda cases: iter(tqdm(cases, unit="case", disable=quiet)),
@@ -62,4 +63,6 @@ def command(
             click.echo(line)
     if stale := stale_data(others[0], written.name):
         click.echo(f"WARNING {stale}", err=True)
+    if orphaned := orphaned_copies(raw, replaced):
+        click.echo(f"WARNING {orphaned}", err=True)
     click.echo(f"written: {written}; true contours: {folder / 'labelsTr'}; next: nnunet-ext plan -d {target}")

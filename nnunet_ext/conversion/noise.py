@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -17,7 +19,7 @@ import numpy as np
 
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.dataset import default_present, read_organs
+from nnunet_ext.evaluation.dataset import BLOCK, NOISE_FILE, default_present, read_organs
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
@@ -25,7 +27,6 @@ from nnunet_ext.io.orientation import from_lps, to_lps
 from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.preprocessing.label_noise import Direction, Displacement, Unit, corrupt_labels
 
-NOISE_FILE = "noise.json"
 IMAGES = ("imagesTr", "imagesTs")
 """Folders that are linked, file by file."""
 
@@ -89,6 +90,65 @@ class Noise:
         return Displacement(direction, amount, self.unit, self.in_plane)
 
 
+def read_clean_dataset(dataset: Path) -> dict[str, Any]:
+    """Content of the dataset.json of a dataset whose contours can be taken as true.
+
+    Args:
+        dataset: Raw folder.
+
+    Raises:
+        InputError: it has no usable dataset.json, other files than NIfTI, or noise already.
+    """
+    path = dataset / "dataset.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a dataset that nnunet-ext convert has written to its end.")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected an object {{...}}; convert it again.")
+    if content.get("file_ending") != FILE_ENDING:
+        raise InputError(
+            f"{path} has files {content.get('file_ending')!r}, expected {FILE_ENDING}; convert them first."
+        )
+    if not isinstance(content.get(BLOCK, {}), dict):
+        given = json.dumps(content[BLOCK])
+        raise InputError(f'{path} has "{BLOCK}": {given}, expected an object {{...}}; correct it or take it out.')
+    if (dataset / NOISE_FILE).exists():
+        raise InputError(
+            f"{dataset.name} has noise already, so its contours are not the true ones; take {_source_of(dataset)}."
+        )
+    return content
+
+
+def orphaned_copies(raw: Path, replaced: Collection[Path]) -> str:
+    """What to say once datasets were written anew: noisy copies link to images that are other ones now, or gone.
+
+    Args:
+        raw: The folder nnUNet_raw.
+        replaced: Raw folders as they were before.
+
+    Returns:
+        One sentence; empty where no dataset was derived from any of them.
+    """
+    names = {path.name for path in replaced}
+    noisy = sorted(path.parent for path in raw.glob(f"Dataset*/{NOISE_FILE}"))
+    copies = [path.name for path in noisy if _source_of(path) in names]
+    if not copies:
+        return ""
+    return (
+        f"{some_of(copies)} link{'s' * (len(copies) == 1)} to the images of {', '.join(sorted(names))}, which was "
+        "written anew; write the noise anew, too (nnunet-ext noise --overwrite)"
+    )
+
+
+def _source_of(noisy: Path) -> str:
+    """Name of the dataset that a noisy one was derived from, as far as its noise.json still says so."""
+    with contextlib.suppress(InputError):
+        content = read_json(noisy / NOISE_FILE)
+        if isinstance(content, dict) and isinstance(content.get("source"), str):
+            return str(content["source"])
+    return "the dataset that it was derived from"
+
+
 def add_noise(
     source: Path,
     raw: Path,
@@ -128,7 +188,7 @@ def add_noise(
         BusyError: another process writes the same dataset, or the disk is full.
     """
     check_name(number, name)
-    content = _dataset_json(source)
+    content = read_clean_dataset(source)
     workplace = Workplace(raw, f"Dataset{number:03d}_{name}")
     taken = taken_by(raw, number)
     if source in taken:
@@ -140,8 +200,7 @@ def add_noise(
     eligible = training if cases is None else [case for case in training if case in set(cases)]
     drawn = noise.draw(eligible)
     structures = structures_of(source)
-    with workplace.locked():
-        workplace.discard()
+    with workplace.locked(), workplace.emptied():
         workplace.prepare({"noise": source.name}, overwrite=True)
         for folder in IMAGES:
             for path in sorted((source / folder).glob(f"*{FILE_ENDING}")):
@@ -178,12 +237,7 @@ def _copy(path: Path, target: Path) -> None:
 
 def structures_of(dataset: Path) -> dict[str, tuple[int, ...]]:
     """Structure to all labels that belong to it: regions, and an organ together with the organs inside it."""
-    found = read_organs(dataset / "dataset.json")
-    groups = {organ: (label,) if isinstance(label, int) else tuple(label) for organ, label in found.organs.items()}
-    return {
-        organ: tuple(dict.fromkeys((*group, *(n for inner in found.contains.get(organ, ()) for n in groups[inner]))))
-        for organ, group in groups.items()
-    }
+    return read_organs(dataset / "dataset.json").whole
 
 
 def lines_of(sidecar: Mapping[str, Any]) -> list[str]:
@@ -201,20 +255,6 @@ def lines_of(sidecar: Mapping[str, Any]) -> list[str]:
     if lost:
         lines.append(f"{lost} voxels where structures meet in a way that no label says: the old or the nearest stays.")
     return lines
-
-
-def _dataset_json(source: Path) -> dict[str, Any]:
-    path = source / "dataset.json"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a dataset that nnunet-ext convert wrote.")
-    content = dict(read_json(path))
-    if content.get("file_ending") != FILE_ENDING:
-        raise InputError(
-            f"{path} has files {content.get('file_ending')!r}, expected {FILE_ENDING}; convert them first."
-        )
-    if (source / NOISE_FILE).exists():
-        raise InputError(f"{source.name} has noise already; derive from {read_json(source / NOISE_FILE)['source']}.")
-    return content
 
 
 def _training_cases(source: Path) -> list[str]:
@@ -278,5 +318,5 @@ def _write_sidecars(
         write_json(target / "splits_final.json", splits)
     write_json(target / NOISE_FILE, sidecar)
     summary = {key: sidecar[key] for key in ("source", "seed", "ratio", "unit", "range", "in_plane")}
-    block = {**content.get("nnunet_ext", {}), "noise": summary}
-    write_json(target / "dataset.json", {**content, "nnunet_ext": block})
+    block = {**content.get(BLOCK, {}), "noise": summary}
+    write_json(target / "dataset.json", {**content, BLOCK: block})

@@ -48,6 +48,19 @@ class Workplace:
         with locked(lock, busy, remove=True):
             yield
 
+    @contextlib.contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Start with nothing, and leave nothing if the block fails: for work that is not resumed; only under the lock.
+
+        What a killed process left is removed by the next one.
+        """
+        self.discard()
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
+
     def prepare(self, signature: dict[str, Any], *, overwrite: bool) -> None:
         """Open the folder for a conversion: resume the same one, start a new one otherwise.
 

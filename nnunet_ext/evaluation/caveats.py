@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import DatasetOrgans
+from nnunet_ext.evaluation.dataset import NOISE_FILE, DatasetOrgans
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
 
-NOISY_LABELS, NOISE_FILE = "labelsTr", "noise.json"
-"""``nnunet-ext noise`` corrupts the labels of training cases only, and lists them in this file beside their folder."""
+NOISY_LABELS = "labelsTr"
+"""``nnunet-ext noise`` corrupts the labels of training cases only, and lists them in a file beside their folder."""
 
 
 def planted_noise(labels: Path, cases: Collection[str]) -> tuple[str, list[str]]:

@@ -13,6 +13,8 @@ from nnunet_ext.io.atomic import read_json
 
 DATASET_FILE = "dataset.json"
 PRESENT_FILE = "present_labels.json"
+NOISE_FILE = "noise.json"
+"""What ``nnunet-ext noise`` did to which training case of a raw dataset."""
 BLOCK, CONTAINS = "nnunet_ext", "contains"
 
 

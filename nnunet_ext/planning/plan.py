@@ -18,6 +18,7 @@ from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.locations import nnunet_folder
 from nnunet_ext.planning import published
 from nnunet_ext.planning.networks import PLANNERS
+from nnunet_ext.planning.training_files import check_training_files
 from nnunet_ext.preprocessing.windows import SIGNED, ct_normalization_numbers
 from nnunet_ext.settings import PLANS_BLOCK, TrainerSettings, resolve_settings
 
@@ -36,8 +37,14 @@ def dataset_name(dataset_id: int) -> str:
 
 
 def make_fingerprint(dataset_id: int, processes: int) -> Path:
-    """Extract the dataset fingerprint unless it is there; returns its file."""
-    target = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset_id) / "dataset_fingerprint.json"
+    """Extract the dataset fingerprint unless it is there; returns its file.
+
+    Raises:
+        InputError: there is no such dataset, or training cases of it got lost.
+    """
+    name = dataset_name(dataset_id)
+    check_training_files(nnunet_folder("nnUNet_raw") / name)
+    target = nnunet_folder("nnUNet_preprocessed") / name / "dataset_fingerprint.json"
     if not target.exists():
         extract_fingerprint_dataset(dataset_id, num_processes=processes, verbose=False, show_progress_bar=False)
     return target

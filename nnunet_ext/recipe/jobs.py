@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_ext.errors import NnunetExtError
+from nnunet_ext.errors import InputError, NnunetExtError
 
 POLL_S = 1.0
 STATUS_EVERY_S = 120.0
@@ -35,6 +36,27 @@ CPU_ENVIRONMENT = {
     "nnUNet_compile": "f",
 }
 """One thread per training, none that spins (benchmarks/RESULTS.md, "CPU threads"); set before torch is imported."""
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have: now, not when all data are preprocessed.
+
+    Raises:
+        InputError: it has none.
+    """
+    if device == "cpu":
+        return
+    import torch  # seconds
+
+    backend = torch.cuda if device == "cuda" else torch.backends.mps
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that there is no driver, which is the question
+        usable = backend.is_available()
+    if not usable:
+        raise InputError(
+            f"the page trains on device {device}, and there is none that can be used here; set device: cpu in the "
+            "page, or mend the driver (nnunet-ext doctor)."
+        )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from nnunet_ext.fusion.rules import FusionTable
 from nnunet_ext.io.atomic import read_json, write_json
 from nnunet_ext.io.lock import locked
 from nnunet_ext.locations import FILE_ENDING
-from nnunet_ext.recipe.jobs import Job, run_jobs
+from nnunet_ext.recipe.jobs import Job, check_device, run_jobs
 from nnunet_ext.recipe.places import Places
 from nnunet_ext.recipe.region_dataset import cut_regions
 from nnunet_ext.recipe.schema import Model, Recipe, locators_of
@@ -49,10 +49,12 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
         say: Receives one line per event.
 
     Raises:
-        InputError: dataset, folds or finished models do not fit the recipe.
+        InputError: dataset, folds, finished models or the device do not fit the recipe.
         BusyError: another process trains this recipe.
     """
     places = Places.of(recipe)
+    if not all(_is_done(places, name, fold) for name in recipe.models for fold in recipe.folds):
+        check_device(recipe.device)
     places.summary.mkdir(parents=True, exist_ok=True)
     with locked(places.summary / ".lock"):
         for fold in recipe.folds:
@@ -69,6 +71,12 @@ def train(recipe: Recipe, at_once: int, say: Say) -> FusionTable:
             run_jobs(jobs, at_once, recipe.device, say)
         say("all models are trained; choosing the owner of every organ")
         return select(places, say)
+
+
+def _is_done(places: Places, name: str, fold: int) -> bool:
+    """Whether a fold was trained to its end, on whatever data."""
+    manifest = places.fold_folder(name, fold) / MANIFEST
+    return manifest.exists() and bool(read_json(manifest)["done"])
 
 
 def _stages(recipe: Recipe) -> Iterator[list[str]]:

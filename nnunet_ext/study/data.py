@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.conversion.noise import NOISE_FILE, Noise, add_noise, lines_of, link
+from nnunet_ext.conversion.noise import Noise, add_noise, lines_of, link
 from nnunet_ext.errors import InputError
-from nnunet_ext.evaluation.dataset import PRESENT_FILE
+from nnunet_ext.evaluation.dataset import NOISE_FILE, PRESENT_FILE
 from nnunet_ext.io.atomic import read_json, sha256_of, write_json
 from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.roi.raw_data import contoured_in, digest_of

@@ -9,11 +9,11 @@ from nnunet_ext.conversion.noise import structures_of
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.lock import locked
 from nnunet_ext.locations import trainers_folder
-from nnunet_ext.recipe.jobs import Job, run_jobs
+from nnunet_ext.recipe.jobs import Job, check_device, run_jobs
 from nnunet_ext.study.data import noise_of, prepare
 from nnunet_ext.study.page import Study
 from nnunet_ext.study.tables import Table, table_of, weight_rows, write_table, write_weights
-from nnunet_ext.study.worker import reads_settings, scores_of
+from nnunet_ext.study.worker import is_judged, reads_settings, scores_of
 from nnunet_ext.study.world import Run, World
 
 Say = Callable[[str], None]
@@ -35,10 +35,12 @@ def run_study(study: Study, where: str, at_once: int, say: Say) -> tuple[Path, T
         The folder with table.md, table.csv and weights.csv, and the table.
 
     Raises:
-        InputError: dataset, trainers or finished runs do not fit the page.
+        InputError: dataset, trainers, device or finished runs do not fit the page.
         BusyError: another process works on this study.
     """
     world = World.of(study)
+    if not all(is_judged(world, run) for run in world.trainings()):
+        check_device(study.device)
     _check_trainers(study)
     world.root.mkdir(parents=True, exist_ok=True)
     with locked(world.root / ".lock"):

@@ -68,6 +68,13 @@ def work_on(world: World, run: Run) -> None:
         write_json(folder / RESULT, {**content, "seconds": round(time.monotonic() - started, 1), "scores": scores})
 
 
+def is_judged(world: World, run: Run) -> bool:
+    """Whether a run was trained and judged by these structures, with whatever settings and data."""
+    path = run.folder(world) / RESULT
+    content = read_json(path) if path.exists() else {"scores": None}
+    return content["scores"] is not None and content["structures"] == _structures(world)
+
+
 def scores_of(world: World, run: Run) -> dict[str, dict[str, float | None]] | None:
     """Case to structure to DSC of a finished run; None while it is not finished, or was judged by other structures.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.conversion.noise import structures_of
+from nnunet_ext.conversion.noise import read_clean_dataset, structures_of
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.numbered import dataset_numbered, splits_in_use
@@ -85,12 +85,11 @@ class World:
         """The folders as the environment and the page say.
 
         Raises:
-            InputError: dataset, fold or test cases are missing, or a structure is none of the dataset's or has a name
-                that is taken.
+            InputError: dataset, fold or test cases are missing, the dataset is noisy or no NIfTI, or a structure is
+                none of the dataset's or has a name that is taken.
         """
         source = dataset_numbered(nnunet_folder("nnUNet_raw"), study.dataset)
-        if not (source / "dataset.json").is_file():
-            raise InputError(f"{source} has no dataset.json; its conversion was not finished, run it again.")
+        read_clean_dataset(source)
         organs = structures_of(source)
         unknown = {organ for group in study.structures.values() for organ in group} - set(organs)
         if unknown:

@@ -105,6 +105,18 @@ def test_preprocessed_data_of_the_replaced_dataset_are_named(monkeypatch, raw, t
     assert "Dataset007_Nifti was made from an earlier dataset of this name; delete it" in capsys.readouterr().err
 
 
+def test_noisy_copies_of_the_replaced_dataset_are_named(monkeypatch, raw, tmp_path, capsys):
+    source = _draw(tmp_path / "s", 2)
+    assert _run(monkeypatch, "nifti", source, "-d", 7, *LABELS) == 0
+    (raw / "Dataset008_Noisy").mkdir()
+    (raw / "Dataset008_Noisy" / "noise.json").write_text(json.dumps({"source": "Dataset007_Nifti"}))
+    capsys.readouterr()
+    assert _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Other", "--overwrite", *LABELS) == 0
+    assert "WARNING Dataset008_Noisy links to the images of Dataset007_Nifti" in capsys.readouterr().err
+    assert _run(monkeypatch, "nifti", source, "-d", 7, "--overwrite", *LABELS) == 0
+    assert "WARNING" not in capsys.readouterr().err  # nothing is derived from Dataset007_Other
+
+
 def test_missing_variable_ends_with_2_and_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert _run(monkeypatch, "nifti", _draw(tmp_path / "s", 2), "-d", 7, *LABELS) == 2

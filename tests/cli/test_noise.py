@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,15 @@ def test_preprocessed_data_of_other_noise_are_named(raw: Path) -> None:
 def test_a_missing_dataset_is_refused(raw: Path) -> None:
     result = CliRunner().invoke(command, ["-d", "300", "-o", "302", "--ratio", "1", "--voxels", "1", "2"])
     assert "0 datasets with the number 300" in refusal(result)
+
+
+def test_copies_of_the_dataset_that_is_replaced_are_named(raw: Path) -> None:
+    assert run("--ratio", "1", "--voxels", "1", "2").exit_code == 0
+    assert "WARNING" not in run("--ratio", "1", "--voxels", "1", "2", "--overwrite").stderr
+    (raw / "Dataset302_CleanNoisy").rename(raw / "Dataset303_CleanNoisy")
+    (raw / "Dataset301_Clean").rename(raw / "Dataset300_Other")  # written over by noise from another dataset
+    shutil.copytree(raw / "Dataset300_Other", raw / "Dataset301_Clean")
+    options = ["-d", "300", "-o", "301", "--ratio", "1", "--voxels", "1", "2", "--overwrite", "--quiet"]
+    result = CliRunner().invoke(command, options)
+    assert result.exit_code == 0, result.exception
+    assert "WARNING Dataset303_CleanNoisy links to the images of Dataset301_Clean" in result.stderr

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +64,22 @@ def test_a_dataset_that_does_not_exist_ends_with_exit_code_2_and_one_sentence(wo
     assert "99" in done.stderr
     assert "nnunet-ext convert" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dataset_that_lost_a_case_ends_with_exit_code_2_and_one_sentence(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw" / world.dataset
+    shutil.copytree(world.raw, raw)
+    image = raw / "imagesTr" / f"{world.cases[0]}_0000.nii.gz"
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.nii.gz")
+    here = SimpleNamespace(environment={**world.environment, "nnUNet_raw": str(tmp_path / "raw")})
+    done = nnunet_ext(here, "plan", "-d", "901", "--preset", "cpu", "-p", "Lost", "--no-pp")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nnunet-ext: {raw} has links to files that are gone: imagesTr/{image.name};")
+    assert "Traceback" not in done.stderr
+    assert not (world.preprocessed / "Lost.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nnunet_ext.errors import InputError
+from nnunet_ext.recipe import train
+from nnunet_ext.recipe.places import Places
+from nnunet_ext.recipe.schema import Recipe
+
 RECIPE = {
     "name": "drawn",
     "title": "Drawn.",
@@ -86,6 +91,33 @@ def test_training_a_fold_that_does_not_exist_is_refused_before_anything_is_plann
     message = run(folder, "train", "drawn.yaml")
     assert "fold 5 of recipe drawn does not exist, the dataset has 2" in message
     assert not any((folder / "preprocessed").iterdir())
+
+
+def test_training_on_a_device_that_is_not_there_is_refused_before_anything_is_written(folder: Path) -> None:
+    (folder / "drawn.yaml").write_text(yaml.safe_dump({**RECIPE, "device": "cuda"}))
+    before = sorted(folder.rglob("*"))
+    message = run(folder, "train", "drawn.yaml", CUDA_VISIBLE_DEVICES="")
+    assert "the page trains on device cuda, and there is none that can be used here; set device: cpu" in message
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_recipe_whose_folds_are_done_needs_no_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(train, "_stages", lambda recipe: [])
+    monkeypatch.setattr(train, "select", lambda places, say: "chosen")
+    recipe = Recipe.model_validate({**RECIPE, "device": "cuda"})
+    for fold in (0, 1):
+        with pytest.raises(InputError, match="device cuda"):
+            train.train(recipe, 1, print)
+        manifest = Places.of(recipe).fold_folder("2d", fold) / train.MANIFEST
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"done": False}))
+        with pytest.raises(InputError, match="device cuda"):
+            train.train(recipe, 1, print)
+        manifest.write_text(json.dumps({"done": True}))
+    assert train.train(recipe, 1, print) == "chosen"
 
 
 def test_training_without_the_dataset_names_the_command_that_writes_it(folder: Path) -> None:

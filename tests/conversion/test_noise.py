@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_ext.conversion.noise import Noise, add_noise, lines_of
-from nnunet_ext.errors import InputError
+from nnunet_ext.conversion.noise import Noise, add_noise, lines_of, orphaned_copies
+from nnunet_ext.conversion.workplace import Workplace
+from nnunet_ext.errors import BusyError, InputError
 from nnunet_ext.geometry import Grid
 from nnunet_ext.io.nifti import read_image, read_labels, write_image, write_labels
 from nnunet_ext.io.orientation import to_lps
@@ -234,8 +236,26 @@ class TestRefusals:
 
     def test_noise_upon_noise(self, source):
         folder, _ = add(source, Noise(0.5, 1, 1))
-        with pytest.raises(InputError, match="derive from Dataset301_Clean"):
+        with pytest.raises(InputError, match="not the true ones; take Dataset301_Clean"):
             add_noise(folder, source.parent, 303, "More", Noise(0.5, 1, 1))
+
+    def test_noise_upon_noise_whose_record_was_damaged(self, source):
+        folder, _ = add(source, Noise(0.5, 1, 1))
+        (folder / "noise.json").write_text("[]")
+        with pytest.raises(InputError, match="take the dataset that it was derived from"):
+            add_noise(folder, source.parent, 303, "More", Noise(0.5, 1, 1))
+
+    @pytest.mark.parametrize(
+        ("content", "part"),
+        [([], "holds a list, expected an object"), ({"nnunet_ext": None}, '"nnunet_ext": null, expected an object')],
+    )
+    def test_an_edited_description_is_named_before_anything_is_written(self, source, content, part):
+        path = source / "dataset.json"
+        path.write_text(json.dumps({**content_of(path), **content} if content else content))
+        with pytest.raises(InputError, match=part) as caught:
+            add(source, Noise(0.5, 1, 1))
+        assert str(caught.value).startswith(str(path))
+        assert list(source.parent.iterdir()) == [source]
 
     def test_another_file_type(self, source):
         content = content_of(source / "dataset.json")
@@ -255,7 +275,53 @@ class TestRefusals:
         path.write_bytes(good[: len(good) // 2])
         with pytest.raises(InputError, match=CASES[3]):
             add(source, Noise(1, 1, 1))
-        assert not (source.parent / "Dataset302_Noisy").exists()
+        assert list(source.parent.iterdir()) == [source]
         path.write_bytes(good)
         folder, _ = add(source, Noise(1, 1, 1))
         assert read_image(folder / "imagesTr" / f"{CASES[3]}_0000.nii.gz")[1] == GRID
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()])
+    def test_a_full_disk_or_ctrl_c_leaves_nothing_and_the_lock_is_free(self, source, monkeypatch, error):
+        def fail(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("nnunet_ext.conversion.noise.corrupt_labels", fail)
+            with pytest.raises(type(error)):
+                add(source, Noise(1, 1, 1))
+        assert list(source.parent.iterdir()) == [source]
+        add(source, Noise(1, 1, 1))
+
+    def test_a_second_process_does_not_remove_what_the_first_one_writes(self, source):
+        workplace = Workplace(source.parent, "Dataset302_Noisy")
+        with workplace.locked(), workplace.emptied():
+            workplace.prepare({}, overwrite=True)
+            with pytest.raises(BusyError, match="another process is converting"):
+                add(source, Noise(1, 1, 1))
+            assert workplace.folder.is_dir()
+
+    def test_a_failure_keeps_the_dataset_that_was_to_be_replaced(self, source):
+        folder, _ = add(source, Noise(0.5, 1, 1))
+        before = files_of(folder)
+        (source / "labelsTr" / f"{CASES[3]}.nii.gz").write_bytes(b"")
+        with pytest.raises(InputError, match=CASES[3]):
+            add(source, Noise(1, 1, 1), overwrite=True)
+        assert files_of(folder) == before
+        assert sorted(path.name for path in source.parent.iterdir()) == [source.name, folder.name]
+
+
+class TestOrphans:
+    def test_the_copies_of_a_replaced_dataset_are_named(self, source):
+        add(source, Noise(0.5, 1, 1))
+        add_noise(source, source.parent, 303, "More", Noise(0.5, 1, 1))
+        assert orphaned_copies(source.parent, [source]) == (
+            "Dataset302_Noisy, Dataset303_More link to the images of Dataset301_Clean, which was written anew; "
+            "write the noise anew, too (nnunet-ext noise --overwrite)"
+        )
+        assert orphaned_copies(source.parent, [source.with_name("Dataset302_Noisy")]) == ""
+        assert orphaned_copies(source.parent, []) == ""
+
+    def test_a_damaged_record_is_nobodys_copy(self, source):
+        folder, _ = add(source, Noise(0.5, 1, 1))
+        (folder / "noise.json").write_text("{")
+        assert orphaned_copies(source.parent, [source]) == ""

@@ -126,6 +126,42 @@ class TestWorld:
         with pytest.raises(InputError, match=part):
             world_of(**changes)
 
+    @pytest.fixture
+    def alone(self, world: SimpleNamespace, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The raw folder of a dataset that a test may change."""
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+        return Path(shutil.copytree(world.raw, tmp_path / "raw" / world.dataset))
+
+    def test_a_noisy_dataset_is_refused_with_its_source(self, alone: Path) -> None:
+        (alone / "noise.json").write_text(json.dumps({"source": "Dataset900_True"}))
+        with pytest.raises(InputError, match=r"Drawn has noise already, .* not the true ones; take Dataset900_True"):
+            world_of()
+
+    def test_a_dataset_of_pictures_is_refused_by_their_ending(self, alone: Path) -> None:
+        content = json.loads((alone / "dataset.json").read_text())
+        (alone / "dataset.json").write_text(json.dumps({**content, "file_ending": ".png"}))
+        with pytest.raises(InputError, match=r"has files '\.png', expected \.nii\.gz; convert them first"):
+            world_of()
+
+    def test_a_description_that_is_missing_or_none(self, alone: Path) -> None:
+        (alone / "dataset.json").write_text("[]")
+        with pytest.raises(InputError, match="holds a list"):
+            world_of()
+        (alone / "dataset.json").unlink()
+        with pytest.raises(InputError, match="does not exist"):
+            world_of()
+
+    @pytest.mark.parametrize(("device", "backend"), [("cuda", "cuda"), ("mps", "backends.mps")])
+    def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+        self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, backend: str
+    ) -> None:
+        monkeypatch.setattr(f"torch.{backend}.is_available", lambda: False)
+        result = train(write_page(tmp_path, name="elsewhere", device=device))
+        assert isinstance(result.exception, InputError)
+        assert f"trains on device {device}, and there is none" in str(result.exception)
+        assert "set device: cpu in the page" in str(result.exception)
+        assert not (place / "results" / "studies" / "elsewhere").exists()
+
     def test_a_trainer_that_does_not_exist_is_refused_at_once(self, place: Path, tmp_path: Path) -> None:
         result = train(write_page(tmp_path, methods={"odd": {"trainer": "nnUNetTrainerExtOdd"}}))
         assert isinstance(result.exception, InputError)
@@ -229,6 +265,15 @@ class TestStudy:
         assert "2 trainings, 2 are done" in again.stderr
         assert again.stdout == first.stdout
         assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.pth")} == before
+
+    def test_tables_of_finished_runs_need_no_device(
+        self, done: tuple[Path, str, Result], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        again = train(write_page(tmp_path, device="cuda"))
+        assert again.stdout == done[2].stdout
+        other = train(write_page(tmp_path, device="cuda", structures={"mandible": ["Bone_Mandible"]}))
+        assert "device cuda" in str(other.exception)  # judged anew, which needs the network
 
     def test_a_half_finished_run_is_no_result(self, done: tuple[Path, str, Result], place: Path) -> None:
         found = world_of()
