@@ -64,8 +64,8 @@ def open_source(folder: Path, size: str = "256") -> Source:
     films = {name: _chosen_film(pictures.films) for name, pictures in found.items() if pictures.films}
     if not films:
         raise InputError(
-            f"{folder} holds no film named like JPCLN001.IMG, or JPCLN001.png outside folders named masks, labels or "
-            "lungs; give the folder with films and masks."
+            f"{folder} holds no film named like JPCLN001.IMG, or JPCLN001.png outside folders named masks, labels, "
+            "lungs or after an organ; give the folder with films and masks."
         )
     if not any(pictures.masks for pictures in found.values()):
         raise InputError(
@@ -153,12 +153,20 @@ def _place(path: Path) -> tuple[Path, str]:
 
 
 def _only_one(paths: Sequence[Path], what: str) -> _Chosen:
-    """The first of equal files; at fault where they differ."""
+    """The first of equal pictures; at fault where they differ."""
     first, *others = paths
     for other in others:
-        if not filecmp.cmp(first, other, shallow=False):
+        if not filecmp.cmp(first, other, shallow=False) and not _show_the_same(first, other):
             return _Chosen(first, f"{first} and {other} differ, and both could be the {what}; leave one of them there.")
     return _Chosen(first)
+
+
+def _show_the_same(first: Path, other: Path) -> bool:
+    if RAW in (first.suffix.lower(), other.suffix.lower()):
+        return False
+    from nnunet_ext.conversion.radiograph import is_same_picture  # numpy: not for --help
+
+    return is_same_picture(first, other)
 
 
 def _case(name: str, film: _Chosen, masks: Mapping[str, Sequence[Path]], size: int) -> RadiographCase:

@@ -51,13 +51,11 @@ SYNONYMS.update(
     for form in forms
 )
 """Spelling (lower case, letters and digits only) to TG-263 name."""
-NO_SIDE = frozenset({"cochlear", "Cochlear", "COCHLEAR"})
-"""Spellings that end like a name with a side but are words of their own."""
 
 
 def tg263_name(name: str) -> str:
     """The TG-263 name of a known spelling; unknown names come back unchanged."""
-    return name if name in NO_SIDE else SYNONYMS.get("".join(c for c in name.lower() if c.isalnum()), name)
+    return SYNONYMS.get("".join(c for c in name.lower() if c.isalnum()), name)
 
 
 def partner(name: str) -> str | None:

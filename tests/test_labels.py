@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from nnunet_ext.labels import colours, partner, swap_pairs, tg263_name
+from nnunet_ext.labels import SYNONYMS, colours, partner, swap_pairs, tg263_name
 from nnunet_ext.phantom import ORGANS
 
 
@@ -13,14 +13,19 @@ from nnunet_ext.phantom import ORGANS
         ("RightParotid", "Parotid_R"),
         ("spinal cord", "SpinalCord"),
         ("Rind", "Rind"),
-        ("Cochlear", "Cochlear"),
         ("Cochlea R", "Cochlea_R"),
-        ("CochleaR", "Cochlea_R"),
-        ("cochleal", "Cochlea_L"),
     ],
 )
 def test_known_spellings_become_tg263_names_and_unknown_ones_stay(spelling, name):
     assert tg263_name(spelling) == name
+
+
+@pytest.mark.parametrize("write", [str.lower, str.capitalize, str.upper])
+def test_both_sides_of_every_organ_are_found_however_they_are_written(write):
+    left, right = ([write(s) for s, name in SYNONYMS.items() if name[-2:] == side] for side in ("_L", "_R"))
+    assert len(right) == len(left) > 10
+    pairs = zip(left, right, strict=True)
+    assert all(partner(tg263_name(a)) == tg263_name(b) != tg263_name(a) for a, b in pairs)
 
 
 def test_partner_is_an_involution_on_paired_names():

@@ -131,7 +131,7 @@ def _run(
     preprocessed = os.environ.get("nnUNet_preprocessed")
     if preprocessed and (stale := stale_data(Path(preprocessed), done.folder.name)):
         click.echo(f"WARNING {stale}", err=True)
-    if orphaned := orphaned_copies(raw, replaced):
+    if orphaned := orphaned_copies(raw, [*replaced, done.folder]):
         click.echo(f"WARNING {orphaned}", err=True)
     _print(done, quiet=quiet)
 

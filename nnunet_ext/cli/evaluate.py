@@ -32,7 +32,9 @@ def command(
     quiet: bool,
 ) -> None:
     """DSC, HD95, ASSD and RVE per case and organ, with mean ± SD and every empty case counted."""
+    from nnunet_ext.evaluation.caveats import noise_warning
     from nnunet_ext.evaluation.dataset import default_present, find_dataset_json, read_organs
+    from nnunet_ext.evaluation.folder import known_cases
 
     dataset_json = dataset_json or find_dataset_json(predictions, references)
     dataset = read_organs(dataset_json)
@@ -46,6 +48,8 @@ def command(
             )
     present = present or default_present(dataset_json)
     contoured = _contoured(present, dataset, [predictions, references]) if present else None
+    folders = [predictions, *([other] if other else [])]
+    noise = noise_warning(references, known_cases(*folders) & known_cases(references))
     if other is None:
         from nnunet_ext.evaluation.folder import score_folder
 
@@ -77,7 +81,7 @@ def command(
             quiet=quiet,
         )
         click.echo(f"{results[0].text()}\n{text}")
-    for line in _caveats([predictions, *([other] if other else [])], references, dataset):
+    for line in [*noise, *_overlaps(folders, references, dataset)]:
         click.echo(f"WARNING {line}", err=True)
     click.echo(f"Written to {output}.")
     for result in results:
@@ -93,25 +97,21 @@ def _contoured(path: Path, dataset: DatasetOrgans, folders: Sequence[Path]) -> d
     numbers = dataset.numbers
     if (beside / DATASET_FILE).is_file():
         numbers |= read_organs(beside / DATASET_FILE).numbers
-    check_present(path, listed, numbers, known_cases(*folders, beside / "labelsTr"))
+    known = known_cases(*folders, beside / "labelsTr")
+    whole = (beside / "labelsTr").is_dir()  # elsewhere a list may be of more cases than are judged
+    check_present(path, listed, numbers, known if whole else None)
+    if unknown := sorted(set(listed) - known) if not whole else []:
+        click.echo(f"WARNING {path} lists {some_of(unknown)}, of which no map is here.", err=True)
     return listed
 
 
-def _caveats(folders: Sequence[Path], references: Path, dataset: DatasetOrgans) -> Iterator[str]:
-    """Why the scores of some folders may mislead, a line each."""
-    from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning, planted_noise
+def _overlaps(folders: Sequence[Path], references: Path, dataset: DatasetOrgans) -> Iterator[str]:
+    """What the scores of some folders cannot say, a line each."""
+    from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning
     from nnunet_ext.evaluation.folder import label_files
 
     drawn, labels = label_files(references), lost_labels(dataset)
-    pairs = {folder: {c: (p, drawn[c]) for c, p in label_files(folder).items() if c in drawn} for folder in folders}
-    judged = {case for own in pairs.values() for case in own}
-    source, noisy = planted_noise(references, judged)
-    if noisy:
-        yield (
-            f"{references}: {len(noisy)} of {len(judged)} cases were corrupted on purpose ({some_of(noisy)}); the true "
-            f"labels are those of {source}, so judge against them."
-        )
-    for folder, own in pairs.items():
-        lost = lost_overlaps(own.values(), labels)
+    for folder in folders:
+        lost = lost_overlaps([(p, drawn[c]) for c, p in label_files(folder).items() if c in drawn], labels)
         if lost:
             yield overlap_warning(folder, lost)

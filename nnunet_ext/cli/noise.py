@@ -63,6 +63,6 @@ def command(
             click.echo(line)
     if stale := stale_data(others[0], written.name):
         click.echo(f"WARNING {stale}", err=True)
-    if orphaned := orphaned_copies(raw, replaced):
+    if orphaned := orphaned_copies(raw, [*replaced, written]):
         click.echo(f"WARNING {orphaned}", err=True)
     click.echo(f"written: {written}; true contours: {folder / 'labelsTr'}; next: nnunet-ext plan -d {target}")

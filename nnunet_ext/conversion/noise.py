@@ -26,6 +26,7 @@ from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
 from nnunet_ext.io.orientation import from_lps, to_lps
 from nnunet_ext.locations import FILE_ENDING
 from nnunet_ext.preprocessing.label_noise import Direction, Displacement, Unit, corrupt_labels
+from nnunet_ext.roi.raw_data import image_digests
 
 IMAGES = ("imagesTr", "imagesTs")
 """Folders that are linked, file by file."""
@@ -210,7 +211,7 @@ def add_noise(
         entries = {}
         for case in progress(training):
             entries[case] = _write_case(source, workplace.folder, case, drawn.get(case), structures)
-        sidecar = _sidecar(source, noise, entries, len(eligible))
+        sidecar = {**_sidecar(source, noise, entries, len(eligible)), "images": image_digests(workplace.folder)}
         _write_sidecars(source, workplace.folder, content, sidecar, splits)
         workplace.publish(taken)
     return workplace.final, sidecar

@@ -73,6 +73,18 @@ def is_mask_picture(path: Path) -> bool:
         return False
 
 
+def is_same_picture(first: Path, other: Path) -> bool:
+    """Whether two pictures show the same, whatever their format and their two values if they are masks."""
+    try:
+        a, b = _read_picture(first), _read_picture(other)
+    except InputError:
+        return False
+    values = _grey_values(a), _grey_values(b)
+    if all(len(v) == 2 for v in values):
+        a, b = a == values[0][1], b == values[1][1]
+    return np.array_equal(a, b)
+
+
 def _read_film(path: Path) -> tuple[NDArray[np.float32], list[str]]:
     if path.suffix.upper() == ".IMG":
         return _read_raw(path), []

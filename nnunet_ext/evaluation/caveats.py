@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_ext.errors import InputError
+from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import NOISE_FILE, DatasetOrgans
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_labels
 
-NOISY_LABELS = "labelsTr"
-"""``nnunet-ext noise`` corrupts the labels of training cases only, and lists them in a file beside their folder."""
+NOISY_LABELS, COPIED_LABELS = "labelsTr", "gt_segmentations"
+"""``nnunet-ext noise`` corrupts the labels of training cases only, and lists them in a file beside their folder.
+
+nnU-Net copies them into the preprocessed dataset.
+"""
+
+
+def noise_warning(labels: Path, cases: Collection[str]) -> list[str]:
+    """A sentence if some of these cases were corrupted on purpose.
+
+    Args:
+        labels: Folder of label maps.
+        cases: Those that are judged.
+
+    Raises:
+        InputError: the list of corrupted cases is damaged.
+    """
+    source, noisy = planted_noise(labels, cases)
+    if not noisy:
+        return []
+    return [
+        f"{labels}: {len(noisy)} of {len(cases)} cases were corrupted on purpose ({some_of(noisy)}); the true labels "
+        f"are those of {source}."
+    ]
 
 
 def planted_noise(labels: Path, cases: Collection[str]) -> tuple[str, list[str]]:
@@ -26,9 +49,9 @@ def planted_noise(labels: Path, cases: Collection[str]) -> tuple[str, list[str]]
     Raises:
         InputError: the list of corrupted cases is damaged.
     """
-    folder = labels.absolute()
-    path = folder.parent / NOISE_FILE
-    if folder.name != NOISY_LABELS or not path.is_file():
+    folder, raw = labels.absolute(), os.environ.get("nnUNet_raw")
+    places = {NOISY_LABELS: folder.parent, **({COPIED_LABELS: Path(raw, folder.parent.name)} if raw else {})}
+    if folder.name not in places or not (path := places[folder.name] / NOISE_FILE).is_file():
         return "", []
     content = read_json(path)
     listed = content.get("cases") if isinstance(content, dict) else None

@@ -109,18 +109,25 @@ def read_organs(path: Path) -> DatasetOrgans:
 
 
 def check_same_labels(dataset_json: Path, trained: Path) -> None:
-    """Refuse a dataset that names or numbers its organs otherwise than the one that a model was trained on.
+    """Refuse a dataset whose labels do not mean what they meant when a model was trained on them.
+
+    New names for the same labels are let pass, unless another label had such a name.
 
     Args:
         dataset_json: Of the dataset.
         trained: dataset.json in the model's folder, which nnU-Net leaves there.
 
     Raises:
-        InputError: it does, or a file is damaged or missing; what differs is named.
+        InputError: they do not, or a file is damaged or missing; what differs is named.
     """
     now, then = (read_organs(path).named for path in (dataset_json, trained))
-    other = [f"{name} ({now.get(name, 'none')} and {then.get(name, 'none')})" for name in {**now, **then}
-             if now.get(name) != then.get(name)]  # fmt: skip
+    renamed = sorted(now.values()) == sorted(then.values())
+    compared = now.keys() & then.keys() if renamed else now.keys() | then.keys()
+    other = [
+        f"{name} ({now.get(name, 'none')} and {then.get(name, 'none')})"
+        for name in {**now, **then}
+        if name in compared and now.get(name) != then.get(name)
+    ]
     if other:
         raise InputError(
             f"{dataset_json} and {trained} number {some_of(other)} differently, so the model's maps do not mean what "
@@ -206,7 +213,7 @@ def read_present(path: Path) -> dict[str, Sequence[int]]:
 
 
 def check_present(
-    path: Path, listed: Mapping[str, Collection[int]], numbers: Collection[int], cases: Collection[str]
+    path: Path, listed: Mapping[str, Collection[int]], numbers: Collection[int], cases: Collection[str] | None
 ) -> None:
     """Refuse a list of contoured labels that names what its dataset does not have: it would say nothing, unnoticed.
 
@@ -214,14 +221,18 @@ def check_present(
         path: The list; test cases of the raw dataset that it lies in may be listed, too.
         listed: What it says.
         numbers: Every label of the dataset.
-        cases: Every case beside the test cases.
+        cases: Every case beside the test cases; None where nobody knows them all.
 
     Raises:
         InputError: an unknown case, usually a misspelt one, or an unknown label.
     """
-    unknown = sorted(case for case in set(listed) - set(cases) if not is_test_case(path.parent, case))
+    beyond = [] if cases is None else sorted(set(listed) - set(cases))
+    unknown = [case for case in beyond if not is_test_case(path.parent, case)]
     if unknown:
-        raise InputError(f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name.")
+        raise InputError(
+            f"{path} lists {', '.join(unknown)}, but the dataset has no such case; correct the name, or take it out of "
+            "the list."
+        )
     for case, contoured in listed.items():
         odd = sorted(set(contoured) - set(numbers))
         if odd:

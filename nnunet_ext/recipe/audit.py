@@ -65,8 +65,9 @@ def audit(
     rows = ranked(found)
     if not rows:
         raise InputError(f"{run} has no contour that a model held out; train its folds first.")
+    caveats = cases.caveats({row.case for row in rows})
     write_text(folder / TABLE, csv_text([*rows, *lost]))
-    for line in cases.caveats({row.case for row in rows}):
+    for line in caveats:
         (warn or say)(line)
     for line in [*lines, *distrusted(rows)]:
         say(line)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning, planted_noise
+from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, noise_warning, overlap_warning
 from nnunet_ext.evaluation.dataset import (
     DATASET_FILE,
     DatasetOrgans,
@@ -101,7 +101,7 @@ class ModelCases:
         """Why a list of these cases may mislead."""
         files = ((self.predictions[case].path, self.labels / f"{case}{FILE_ENDING}") for case in cases)
         lost = lost_overlaps(files, lost_labels(self.organs))
-        return [*_noise(self.labels, cases), *([overlap_warning(self.home, lost)] if lost else [])]
+        return [*noise_warning(self.labels, cases), *([overlap_warning(self.home, lost)] if lost else [])]
 
     def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
         """The cases, or some of them, each read when its turn comes.
@@ -143,16 +143,6 @@ def _described(dataset: Path, folder: Path) -> DatasetOrgans:
 
 def _is_ct(path: Path) -> bool:
     return read_first_channel(path).upper() == "CT"
-
-
-def _noise(labels: Path, cases: Collection[str]) -> list[str]:
-    source, noisy = planted_noise(labels, cases)
-    if not noisy:
-        return []
-    return [
-        f"{labels}: {len(noisy)} of {len(cases)} cases were corrupted on purpose ({some_of(noisy)}), which is what an "
-        f"audit finds; the true labels are those of {source}."
-    ]
 
 
 def _finished(folder: Path, splits: list[Split], say: Callable[[str], None]) -> list[Split]:
@@ -201,7 +191,7 @@ class RecipeCases:
 
     def caveats(self, cases: Collection[str]) -> list[str]:
         """Why a list of these cases may mislead; a recipe has no regions that overlap."""
-        return _noise(self.labels, cases)
+        return noise_warning(self.labels, cases)
 
     def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
         """The cases, or some of them, each read when its turn comes.

@@ -153,7 +153,6 @@ def test_inner_organs_of_the_dataset_json_are_judged_with_the_organ_around_them(
         ({"case": [1, 33]}, "label 33 in case"),
         ({"case": [-1]}, "label -1 in case"),
         ({"case": [True]}, "must map each case"),
-        ({"cose": []}, "lists cose, but the dataset has no such case"),
     ],
 )
 @pytest.mark.parametrize("place", ["raw", "elsewhere"])
@@ -168,6 +167,21 @@ def test_a_wrong_list_of_contoured_labels_hides_no_contour(
     assert named in str(result.exception)
     assert str(path) in str(result.exception)
     assert not (dataset / "out").exists()
+
+
+def test_a_misspelt_case_hides_no_contour(dataset: Path) -> None:
+    (dataset / "raw" / "present_labels.json").write_text(json.dumps({"cose": []}))
+    said = str(run(dataset).exception)
+    assert f"{dataset / 'raw' / 'present_labels.json'} lists cose, but the dataset has no such case" in said
+    assert not (dataset / "out").exists()
+
+
+def test_a_list_of_more_cases_than_are_judged_is_a_warning_where_there_is_no_whole_dataset(dataset: Path) -> None:
+    (dataset / "cohort.json").write_text(json.dumps({"case": [], "of_another_hospital": [1]}))
+    result = run(dataset, "--present", str(dataset / "cohort.json"))
+    assert result.exit_code == 0, result.output
+    assert "cohort.json lists of_another_hospital, of which no map is here" in warnings(result)[0]
+    assert "case,1,Brainstem,not_contoured" in (dataset / "out" / "metrics.csv").read_text()
 
 
 def test_every_case_of_the_dataset_may_be_listed(dataset: Path) -> None:
@@ -204,6 +218,12 @@ def test_references_with_planted_noise_are_a_warning_that_names_the_true_ones(da
     (dataset / "raw" / "labelsTr").rename(dataset / "raw" / "labelsTs")
     result = run(dataset, "-r", str(dataset / "raw" / "labelsTs"))
     assert (result.exit_code, warnings(result)) == (0, [])
+
+
+def test_a_damaged_list_of_noise_ends_before_anything_is_written(dataset: Path) -> None:
+    (dataset / "raw" / "noise.json").write_text("[]")
+    assert "noise.json has no" in str(run(dataset).exception)
+    assert not (dataset / "out").exists()
 
 
 def test_overlaps_that_no_exported_map_can_hold_are_a_warning_for_every_folder_that_lacks_them(dataset: Path) -> None:

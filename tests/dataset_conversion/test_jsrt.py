@@ -277,6 +277,18 @@ class TestSeveralPicturesOfOneName:
         shutil.copy(copies / "fold1" / "masks" / "heart" / "JPCLN001.gif", copies / "again" / "heart")
         assert not any(case.fault for case in open_source(copies).cases)
 
+    def test_the_same_picture_in_another_format_is_one(self, copies):
+        """The official GIFs and a tree of PNG copies; a film that was saved once more."""
+        for gif in sorted((copies / "fold1" / "masks").rglob("*.gif")):
+            png = copies / "masks_png" / gif.parent.name / f"{gif.stem}.png"
+            png.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(gif) as picture:
+                Image.fromarray(np.asarray(picture.convert("L")) // 255).save(png)
+        (copies / "again").mkdir()
+        with Image.open(film_of(copies)) as picture:
+            picture.save(copies / "again" / "JPCLN001.png", compress_level=0)
+        assert [case.fault for case in open_source(copies).cases] == ["", ""]
+
     def test_masks_of_two_observers_are_not_chosen_between(self, copies):
         shutil.copytree(copies / "fold1" / "masks", copies / "observer2")
         heart = copies / "observer2" / "heart" / "JPCLN002.gif"

@@ -31,6 +31,17 @@ class TestNoise:
     def test_only_training_labels_are_noisy(self, noisy: Path, folder: str) -> None:
         assert planted_noise(noisy / folder, ["a"]) == ("", [])
 
+    def test_the_copy_of_the_labels_that_nnunet_keeps_is_as_noisy(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copies = tmp_path / "preprocessed" / "Dataset701_Noisy" / "gt_segmentations"
+        done = {"source": "Clean", "cases": {"a": None, "b": {"amount": 2}}}
+        write_json(tmp_path / "raw" / "Dataset701_Noisy" / "noise.json", done)
+        monkeypatch.delenv("nnUNet_raw", raising=False)
+        assert planted_noise(copies, ["a", "b"]) == ("", [])
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+        assert planted_noise(copies, ["a", "b"]) == ("Clean", ["b"])
+
     def test_the_folder_may_be_the_current_one(self, noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (noisy / "labelsTr").mkdir()
         monkeypatch.chdir(noisy / "labelsTr")

@@ -11,9 +11,11 @@ import pytest
 
 from nnunet_ext.errors import InputError
 from nnunet_ext.geometry import Grid
+from nnunet_ext.io.atomic import write_json
 from nnunet_ext.io.nifti import write_image, write_labels
 from nnunet_ext.planning.plan import make_fingerprint
 from nnunet_ext.planning.training_files import check_training_files
+from nnunet_ext.roi.raw_data import image_digests
 
 GRID = Grid((4, 6, 8), (3.0, 1.0, 1.0))
 
@@ -72,17 +74,29 @@ class TestLostCases:
         ):
             check_training_files(noisy)
 
-    def test_images_that_were_converted_anew_at_another_size(self, noisy: Path) -> None:
-        other = Grid((4, 3, 4), (3.0, 2.0, 2.0))
-        write_image(
-            noisy.with_name("Dataset301_Clean") / "imagesTr" / "c_0000.nii.gz", np.zeros(other.shape, np.float32), other
-        )
-        with pytest.raises(InputError, match=r"c_0000\.nii\.gz has \(4, 3, 4\) voxels .* its contours \(4, 6, 8\)"):
+    def test_a_noisy_copy_whose_images_were_replaced(self, noisy: Path) -> None:
+        write_json(noisy / "noise.json", {"source": "Dataset301_Clean", "images": image_digests(noisy)})
+        check_training_files(noisy)
+        image = noisy.with_name("Dataset301_Clean") / "imagesTr" / "c_0000.nii.gz"
+        write_image(image, np.ones(GRID.shape, np.float32), GRID)
+        with pytest.raises(InputError, match="links to other images of c than its noise was made for"):
             check_training_files(noisy)
+
+    def test_links_of_datasets_without_noise_are_nnunets_matter(self, noisy: Path) -> None:
+        """Its readers take files that ours refuse: two axes, channels in one file, contours in another orientation."""
+        (noisy.with_name("Dataset301_Clean") / "imagesTr" / "c_0000.nii.gz").write_bytes(b"whatever")
+        check_training_files(noisy)
+
+    @pytest.mark.parametrize("name", ["imagesTr/._a_0000.nii.gz", "labelsTr/.#lock"])
+    def test_hidden_files_are_no_cases(self, noisy: Path, name: str) -> None:
+        (noisy / name).symlink_to("nowhere")
+        check_training_files(noisy)
 
     def test_lists_of_files_elsewhere_and_datasets_without_a_number_are_left_to_nnunet(self, noisy: Path) -> None:
         content = json.loads((noisy / "dataset.json").read_text())
         (noisy / "dataset.json").write_text(json.dumps({**content, "numTraining": 9, "dataset": {}}))
+        check_training_files(noisy)
+        (noisy / "dataset.json").write_text(json.dumps({**content, "numTraining": "4"}))
         check_training_files(noisy)
         del content["numTraining"]
         (noisy / "dataset.json").write_text(json.dumps(content))

@@ -192,6 +192,11 @@ class TestTheLabelsOfTheModel:
         write_json(path, {**read_json(path), "labels": {"background": 0, **labels}})
         assert named in self.refused(world, tmp_path)
 
+    def test_new_names_for_the_same_labels_are_let_pass(self, world, tmp_path):
+        path = tmp_path / "raw" / DATASET / "dataset.json"
+        write_json(path, {**read_json(path), "labels": {"background": 0, "Parotid_L": 1, "Right gland": 2}})
+        assert {row.organ for row in audit(str(world), tmp_path / "out", print)} == {"Parotid_L", "Right gland"}
+
     def test_the_order_of_the_labels_and_of_a_regions_numbers_does_not_count(self, world, tmp_path):
         describe(world, tmp_path, labels={"background": 0, "both": [1, 2], "right": 2}, regions_class_order=[1, 2])
         write_json(
@@ -307,6 +312,7 @@ class TestWhatMayMislead:
         write_json(self.noise(tmp_path), [])
         with pytest.raises(InputError, match=r"noise\.json has no"):
             audit(str(world), tmp_path / "out", print)
+        assert not (tmp_path / "out").exists()
 
     def test_overlaps_that_an_exported_map_cannot_hold_are_a_warning(self, world, tmp_path):
         regions = {"background": 0, "Left": [1, 3], "Right": [2, 3]}
