@@ -121,23 +121,24 @@ def read_clean_dataset(dataset: Path) -> dict[str, Any]:
 
 
 def orphaned_copies(raw: Path, replaced: Collection[Path]) -> str:
-    """What to say once datasets were written anew: noisy copies link to images that are other ones now, or gone.
+    """What to say once datasets were replaced: noisy copies link to images that are other ones now, or gone.
 
     Args:
         raw: The folder nnUNet_raw.
-        replaced: Raw folders as they were before.
+        replaced: Raw folders, as they were before or as they are now.
 
     Returns:
         One sentence; empty where no dataset was derived from any of them.
     """
     names = {path.name for path in replaced}
     noisy = sorted(path.parent for path in raw.glob(f"Dataset*/{NOISE_FILE}"))
-    copies = [path.name for path in noisy if _source_of(path) in names]
-    if not copies:
+    sources = {path.name: source for path in noisy if (source := _source_of(path)) in names}
+    if not sources:
         return ""
     return (
-        f"{some_of(copies)} link{'s' * (len(copies) == 1)} to the images of {', '.join(sorted(names))}, which was "
-        "written anew; write the noise anew, too (nnunet-ext noise --overwrite)"
+        f"{some_of(list(sources))} link{'s' * (len(sources) == 1)} to the images of "
+        f"{', '.join(sorted(set(sources.values())))}, which was replaced; write the noise anew, too "
+        "(nnunet-ext noise --overwrite)"
     )
 
 

@@ -34,8 +34,8 @@ def noise_warning(labels: Path, cases: Collection[str]) -> list[str]:
     if not noisy:
         return []
     return [
-        f"{labels}: {len(noisy)} of {len(cases)} cases were corrupted on purpose ({some_of(noisy)}); the true labels "
-        f"are those of {source}."
+        f"{labels}: {len(noisy)} of {len(cases)} cases were corrupted on purpose ({some_of(noisy)}); judge against "
+        f"the labels of {source}, which are the true ones."
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.labels import tg263_name
 
 DATASET_FILE = "dataset.json"
 PRESENT_FILE = "present_labels.json"
@@ -109,29 +110,26 @@ def read_organs(path: Path) -> DatasetOrgans:
 
 
 def check_same_labels(dataset_json: Path, trained: Path) -> None:
-    """Refuse a dataset whose labels do not mean what they meant when a model was trained on them.
+    """Refuse a dataset that names or numbers its organs otherwise than the one that a model was trained on.
 
-    New names for the same labels are let pass, unless another label had such a name.
+    Spellings of one TG-263 name are one name.
 
     Args:
         dataset_json: Of the dataset.
         trained: dataset.json in the model's folder, which nnU-Net leaves there.
 
     Raises:
-        InputError: they do not, or a file is damaged or missing; what differs is named.
+        InputError: it does, or a file is damaged or missing; what differs is named.
     """
     now, then = (read_organs(path).named for path in (dataset_json, trained))
-    renamed = sorted(now.values()) == sorted(then.values())
-    compared = now.keys() & then.keys() if renamed else now.keys() | then.keys()
-    other = [
-        f"{name} ({now.get(name, 'none')} and {then.get(name, 'none')})"
-        for name in {**now, **then}
-        if name in compared and now.get(name) != then.get(name)
-    ]
+    if all(len({*map(tg263_name, names)}) == len(names) for names in (now, then)):
+        now, then = ({tg263_name(name): labels for name, labels in names.items()} for names in (now, then))
+    other = [f"{name} ({now.get(name, 'none')} and {then.get(name, 'none')})" for name in {**now, **then}
+             if now.get(name) != then.get(name)]  # fmt: skip
     if other:
         raise InputError(
-            f"{dataset_json} and {trained} number {some_of(other)} differently, so the model's maps do not mean what "
-            "the contours do; restore the labels that it was trained on, or train it again."
+            f"{dataset_json} and {trained} name or number {some_of(other)} differently, so the model's maps may not "
+            "mean what the contours do; restore the names and labels that it was trained on."
         )
 
 

@@ -103,7 +103,7 @@ def label_files(folder: Path) -> dict[str, Path]:
 
 def known_cases(*folders: Path) -> set[str]:
     """Cases with a label map in any of some folders, those that are not there left out."""
-    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.glob("[!.]*")]
     return {name.removesuffix(ending) for name in names for ending in ENDINGS if name.endswith(ending)}
 
 

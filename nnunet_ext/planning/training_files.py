@@ -7,8 +7,9 @@ from pathlib import Path
 from nnunet_ext.errors import InputError, some_of
 from nnunet_ext.evaluation.dataset import NOISE_FILE
 from nnunet_ext.io.atomic import read_json
+from nnunet_ext.io.nifti import read_grid
 from nnunet_ext.locations import FILE_ENDING
-from nnunet_ext.roi.raw_data import changed_cases, image_digests
+from nnunet_ext.roi.raw_data import image_digests
 
 
 def check_training_files(dataset: Path) -> None:
@@ -38,7 +39,10 @@ def check_training_files(dataset: Path) -> None:
     if "dataset" in content:  # nnU-Net's list of files elsewhere
         return
     ending, counted = content.get("file_ending", FILE_ENDING), content.get("numTraining")
-    cases = {path.name[: -len("_0000") - len(ending)] for path in images.glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")}
+    names = [path.name for path in images.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")]
+    if hidden := sorted(name for name in names if name.startswith(".")):
+        raise InputError(f"{images} holds hidden files that nnU-Net takes for cases: {some_of(hidden)}; delete them.")
+    cases = {name[: -len("_0000") - len(ending)] for name in names}
     if isinstance(counted, int) and counted != len(cases):
         raise InputError(
             f"{images} holds {len(cases)} cases, expected {counted} (numTraining of dataset.json); write the dataset "
@@ -48,12 +52,28 @@ def check_training_files(dataset: Path) -> None:
 
 
 def _check_links_of_noise(dataset: Path) -> None:
-    """Refuse a noisy copy whose images are other ones than when it was derived; older copies do not say which."""
+    """Refuse a noisy copy whose images are other ones than when it was derived.
+
+    Copies of an older version do not say which they were; those of another shape than their contours are seen.
+    """
     path = dataset / NOISE_FILE
-    derived = read_json(path) if path.is_file() else {}
-    before = derived.get("images") if isinstance(derived, dict) else None
-    if isinstance(before, dict) and (changed := changed_cases(before, image_digests(dataset))):
+    if not path.is_file():
+        return
+    derived = read_json(path)
+    before, now = derived.get("images") if isinstance(derived, dict) else None, image_digests(dataset)
+    if isinstance(before, dict):
+        both = before.keys() & now.keys()
+        changed = sorted(case for case in both if before[case] != now[case])
+    else:
+        changed = [
+            case for case in now if _shape(dataset, "imagesTr", f"{case}_0000") != _shape(dataset, "labelsTr", case)
+        ]
+    if changed:
         raise InputError(
-            f"{dataset} links to other images of {changed} than its noise was made for; write the dataset anew with "
-            "nnunet-ext noise --overwrite."
+            f"{dataset} links to other images of {some_of(changed)} than its noise was made for; write the dataset "
+            "anew with nnunet-ext noise --overwrite."
         )
+
+
+def _shape(dataset: Path, folder: str, name: str) -> tuple[int, ...]:
+    return read_grid(dataset / folder / f"{name}{FILE_ENDING}").shape

@@ -68,7 +68,7 @@ def image_digests(dataset: Path) -> dict[str, str]:
         InputError: an image cannot be read.
     """
     found: dict[str, list[Any]] = defaultdict(list)
-    for path in sorted((dataset / "imagesTr").glob(f"*_[0-9][0-9][0-9][0-9]{FILE_ENDING}")):
+    for path in sorted((dataset / "imagesTr").glob(f"[!.]*_[0-9][0-9][0-9][0-9]{FILE_ENDING}")):
         found[path.name.removesuffix(FILE_ENDING)[:-5]].append([path.name, *_size_and_checksum(path)])
     return {case: digest_of(stamps) for case, stamps in found.items()}
 

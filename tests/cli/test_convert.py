@@ -113,12 +113,18 @@ def test_noisy_copies_of_the_replaced_dataset_are_named(monkeypatch, raw, tmp_pa
     (raw / "Dataset008_Noisy" / "noise.json").write_text(json.dumps({"source": "Dataset007_Nifti"}))
     capsys.readouterr()
     assert _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Other", "--overwrite", *LABELS) == 0
-    assert "WARNING Dataset008_Noisy links to the images of Dataset007_Nifti" in capsys.readouterr().err
+    assert (
+        "WARNING Dataset008_Noisy links to the images of Dataset007_Nifti, which was replaced;"
+        in capsys.readouterr().err
+    )
     assert _run(monkeypatch, "nifti", source, "-d", 7, "--name", "Third", "--overwrite", *LABELS) == 0
     assert "WARNING" not in capsys.readouterr().err  # nothing is derived from Dataset007_Other
     shutil.rmtree(raw / "Dataset007_Third")
     assert _run(monkeypatch, "nifti", source, "-d", 7, *LABELS) == 0
-    assert "WARNING Dataset008_Noisy links to the images of Dataset007_Nifti" in capsys.readouterr().err
+    assert (
+        "WARNING Dataset008_Noisy links to the images of Dataset007_Nifti, which was replaced;"
+        in capsys.readouterr().err
+    )
 
 
 def test_missing_variable_ends_with_2_and_is_named(monkeypatch, tmp_path, capsys):

@@ -315,7 +315,7 @@ class TestOrphans:
         add(source, Noise(0.5, 1, 1))
         add_noise(source, source.parent, 303, "More", Noise(0.5, 1, 1))
         assert orphaned_copies(source.parent, [source]) == (
-            "Dataset302_Noisy, Dataset303_More link to the images of Dataset301_Clean, which was written anew; "
+            "Dataset302_Noisy, Dataset303_More link to the images of Dataset301_Clean, which was replaced; "
             "write the noise anew, too (nnunet-ext noise --overwrite)"
         )
         assert orphaned_copies(source.parent, [source.with_name("Dataset302_Noisy")]) == ""

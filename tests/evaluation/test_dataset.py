@@ -153,7 +153,9 @@ def test_labels_are_compared_by_name_and_number(tmp_path: Path) -> None:
     now = write(tmp_path / "a.json", {"labels": {"background": 0, "Eye_L": 1, "both": [1, 2]}})
     check_same_labels(now, write(tmp_path / "b.json", {"labels": {"both": [2, 1], "Eye_L": [1], "background": 0}}))
     then = write(tmp_path / "c.json", {"labels": {"background": 0, "Eye_L": 2, "both": [1, 2], "Lens_L": 3}})
-    with pytest.raises(InputError, match=r"number Eye_L \(1 and 2\), Lens_L \(none and 3\) differently") as caught:
+    with pytest.raises(
+        InputError, match=r"name or number Eye_L \(1 and 2\), Lens_L \(none and 3\) differently"
+    ) as caught:
         check_same_labels(now, then)
     assert str(now) in str(caught.value)
     assert str(then) in str(caught.value)

@@ -87,10 +87,32 @@ class TestLostCases:
         (noisy.with_name("Dataset301_Clean") / "imagesTr" / "c_0000.nii.gz").write_bytes(b"whatever")
         check_training_files(noisy)
 
-    @pytest.mark.parametrize("name", ["imagesTr/._a_0000.nii.gz", "labelsTr/.#lock"])
-    def test_hidden_files_are_no_cases(self, noisy: Path, name: str) -> None:
-        (noisy / name).symlink_to("nowhere")
+    def test_a_lock_of_an_editor_is_no_lost_file(self, noisy: Path) -> None:
+        (noisy / "labelsTr" / ".#lock").symlink_to("nowhere")
         check_training_files(noisy)
+
+    def test_hidden_copies_are_named_because_nnunet_takes_them_for_cases(self, noisy: Path) -> None:
+        """As macOS leaves them on other disks."""
+        (noisy / "imagesTr" / "._a_0000.nii.gz").write_bytes(b"whatever")
+        with pytest.raises(InputError, match=r"nnU-Net takes for cases: \._a_0000\.nii\.gz; delete them"):
+            check_training_files(noisy)
+
+    def test_a_case_that_was_taken_out_on_purpose_is_no_other_image(self, noisy: Path) -> None:
+        write_json(noisy / "noise.json", {"source": "Dataset301_Clean", "images": image_digests(noisy)})
+        for path in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+            (noisy / path).unlink()
+        content = json.loads((noisy / "dataset.json").read_text())
+        (noisy / "dataset.json").write_text(json.dumps({**content, "numTraining": 3}))
+        check_training_files(noisy)
+
+    def test_a_noisy_copy_of_an_older_version_shows_images_of_another_size(self, noisy: Path) -> None:
+        write_json(noisy / "noise.json", {"source": "Dataset301_Clean"})
+        check_training_files(noisy)
+        other = Grid((4, 3, 4), (3.0, 2.0, 2.0))
+        image = noisy.with_name("Dataset301_Clean") / "imagesTr" / "c_0000.nii.gz"
+        write_image(image, np.zeros(other.shape, np.float32), other)
+        with pytest.raises(InputError, match="links to other images of c than its noise was made for"):
+            check_training_files(noisy)
 
     def test_lists_of_files_elsewhere_and_datasets_without_a_number_are_left_to_nnunet(self, noisy: Path) -> None:
         content = json.loads((noisy / "dataset.json").read_text())

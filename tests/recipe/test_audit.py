@@ -183,6 +183,9 @@ class TestTheLabelsOfTheModel:
             ({"Parotid_L": 2, "Parotid_R": 1}, "Parotid_L (2 and 1), Parotid_R (1 and 2)"),
             ({**ORGANS, "Larynx": 3}, "Larynx (3 and none)"),
             ({"Parotid_L": 1}, "Parotid_R (none and 2)"),
+            ({"Parotid_L": 1, "Larynx": 2}, "Larynx (2 and none)"),
+            ({"LeftParotid": 2, "RightParotid": 1}, "Parotid_L (2 and 1)"),
+            ({"Parotid_L": 1, "ignore": 2}, "ignore (2 and none)"),
             ({**ORGANS, "ignore": 3}, "ignore (3 and none)"),
             ({"Parotid_L": [1, 2], "Parotid_R": 2}, "Parotid_L (1, 2 and 1)"),
         ],
@@ -192,10 +195,10 @@ class TestTheLabelsOfTheModel:
         write_json(path, {**read_json(path), "labels": {"background": 0, **labels}})
         assert named in self.refused(world, tmp_path)
 
-    def test_new_names_for_the_same_labels_are_let_pass(self, world, tmp_path):
+    def test_another_spelling_of_the_same_names_is_no_other_name(self, world, tmp_path):
         path = tmp_path / "raw" / DATASET / "dataset.json"
-        write_json(path, {**read_json(path), "labels": {"background": 0, "Parotid_L": 1, "Right gland": 2}})
-        assert {row.organ for row in audit(str(world), tmp_path / "out", print)} == {"Parotid_L", "Right gland"}
+        write_json(path, {**read_json(path), "labels": {"background": 0, "LeftParotid": 1, "Parotid R": 2}})
+        assert {row.organ for row in audit(str(world), tmp_path / "out", print)} == {"LeftParotid", "Parotid R"}
 
     def test_the_order_of_the_labels_and_of_a_regions_numbers_does_not_count(self, world, tmp_path):
         describe(world, tmp_path, labels={"background": 0, "both": [1, 2], "right": 2}, regions_class_order=[1, 2])
@@ -300,7 +303,7 @@ class TestWhatMayMislead:
         warned = [line for line in result.stderr.splitlines() if line.startswith("WARNING")]
         assert len(warned) == 1
         assert "2 of 10 cases were corrupted on purpose (case_02, case_07)" in warned[0]
-        assert "those of Dataset700_Clean" in warned[0]
+        assert "judge against the labels of Dataset700_Clean" in warned[0]
 
     def test_a_copy_without_a_noisy_case_needs_none(self, world, tmp_path):
         self.noise(tmp_path)
