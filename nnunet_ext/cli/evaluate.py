@@ -38,14 +38,7 @@ def command(
 
     dataset_json = dataset_json or find_dataset_json(predictions, references)
     dataset = read_organs(dataset_json)
-    own = predictions / "dataset.json"  # nnunet-ext predict and nnU-Net leave one that numbers the organs of the maps
-    if own.is_file():
-        numbers = read_organs(own).organs
-        other_number = [o for o, n in dataset.organs.items() if numbers.get(o, n) != n]
-        if other_number:
-            raise InputError(
-                f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of them."
-            )
+    _check_numbers(predictions, dataset_json, dataset)
     present = present or default_present(dataset_json)
     contoured = _contoured(present, dataset, [predictions, references]) if present else None
     folders = [predictions, *([other] if other else [])]
@@ -88,6 +81,19 @@ def command(
         result.raise_failed()
 
 
+def _check_numbers(predictions: Path, dataset_json: Path, dataset: DatasetOrgans) -> None:
+    from nnunet_ext.evaluation.dataset import read_organs
+
+    own = predictions / "dataset.json"  # nnunet-ext predict and nnU-Net leave one that numbers the organs of the maps
+    if own.is_file():
+        numbers = read_organs(own).organs
+        other_number = [o for o, n in dataset.organs.items() if numbers.get(o, n) != n]
+        if other_number:
+            raise InputError(
+                f"{own} and {dataset_json} number {', '.join(other_number)} differently; renumber one of them."
+            )
+
+
 def _contoured(path: Path, dataset: DatasetOrgans, folders: Sequence[Path]) -> dict[str, Sequence[int]]:
     """Contoured labels per case; other organs and cases of the dataset that the list lies in may be listed, too."""
     from nnunet_ext.evaluation.dataset import DATASET_FILE, check_present, read_organs, read_present
@@ -107,11 +113,11 @@ def _contoured(path: Path, dataset: DatasetOrgans, folders: Sequence[Path]) -> d
 
 def _overlaps(folders: Sequence[Path], references: Path, dataset: DatasetOrgans) -> Iterator[str]:
     """What the scores of some folders cannot say, a line each."""
-    from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, overlap_warning
+    from nnunet_ext.evaluation.caveats import overlap_warning
     from nnunet_ext.evaluation.folder import label_files
 
-    drawn, labels = label_files(references), lost_labels(dataset)
+    drawn = label_files(references)
     for folder in folders:
-        lost = lost_overlaps([(p, drawn[c]) for c, p in label_files(folder).items() if c in drawn], labels)
-        if lost:
-            yield overlap_warning(folder, lost)
+        yield from overlap_warning(
+            folder, [(p, drawn[c]) for c, p in label_files(folder).items() if c in drawn], dataset
+        )

@@ -19,7 +19,7 @@ import numpy as np
 
 from nnunet_ext.conversion.workplace import Workplace
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.dataset import BLOCK, NOISE_FILE, default_present, read_organs
+from nnunet_ext.evaluation.dataset import BLOCK, NOISE_FILE, default_present, read_description, read_organs
 from nnunet_ext.io.atomic import atomic_path, read_json, write_json
 from nnunet_ext.io.nifti import read_labels, write_labels
 from nnunet_ext.io.numbered import check_elsewhere, check_name, taken_by
@@ -103,9 +103,7 @@ def read_clean_dataset(dataset: Path) -> dict[str, Any]:
     path = dataset / "dataset.json"
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a dataset that nnunet-ext convert has written to its end.")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected an object {{...}}; convert it again.")
+    content = read_description(path)
     if content.get("file_ending") != FILE_ENDING:
         raise InputError(
             f"{path} has files {content.get('file_ending')!r}, expected {FILE_ENDING}; convert them first."

@@ -90,9 +90,12 @@ def lost_overlaps(files: Iterable[tuple[Path, Path]], labels: Collection[int]) -
     return sorted(used)
 
 
-def overlap_warning(predictions: Path, lost: Collection[int]) -> str:
-    """What to say of them."""
-    return (
+def overlap_warning(predictions: Path, files: Iterable[tuple[Path, Path]], dataset: DatasetOrgans) -> list[str]:
+    """A sentence if label maps cannot hold what their references show; arguments as of the functions above."""
+    lost = lost_overlaps(files, lost_labels(dataset))
+    if not lost:
+        return []
+    return [
         f"{predictions}: an exported label map cannot hold the overlaps of the references (label "
         f"{', '.join(map(str, lost))}), so organs that overlap seem worse than they are; score from the probabilities."
-    )
+    ]

@@ -133,13 +133,27 @@ def check_same_labels(dataset_json: Path, trained: Path) -> None:
         )
 
 
+def read_description(path: Path) -> dict[str, Any]:
+    """Content of a dataset.json, whatever is in it.
+
+    Raises:
+        InputError: the file is missing, or no JSON object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} is no JSON object (it holds a {type(content).__name__}, expected an object {{...}}); restore it."
+        )
+    return content
+
+
 def read_first_channel(path: Path) -> str:
     """Name of the first channel in a dataset.json, by either of the two keys that nnU-Net v2 reads.
 
     Raises:
         InputError: the file is missing, no JSON object, or names none.
     """
-    content = _object(path)
+    content = read_description(path)
     channels = content.get("channel_names", content.get("modality"))
     first = channels.get("0") if isinstance(channels, dict) else None
     if not isinstance(first, str):
@@ -155,17 +169,10 @@ def read_file_ending(path: Path) -> str:
     Raises:
         InputError: the file is missing, no JSON object, or does not say.
     """
-    ending = _object(path).get("file_ending")
+    ending = read_description(path).get("file_ending")
     if not isinstance(ending, str):
         raise InputError(f'{path}: "file_ending" is {ending!r}, expected what the files end in, ".nii.gz"; correct it.')
     return ending
-
-
-def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no JSON object, expected nnU-Net v2's {DATASET_FILE}; restore it.")
-    return content
 
 
 def contained_organs(dataset_json: Mapping[str, Any], organs: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -90,12 +90,7 @@ def label_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one with label maps (.nii.gz).")
-    files = {
-        path.name.removesuffix(ending): path
-        for path in sorted(folder.iterdir())
-        for ending in ENDINGS
-        if path.name.endswith(ending) and not path.name.startswith(".")
-    }
+    files = _maps_in(folder)
     if not files:
         raise InputError(f"{folder} holds no {' or '.join(ENDINGS)} file; give a folder with label maps.")
     return files
@@ -103,8 +98,16 @@ def label_files(folder: Path) -> dict[str, Path]:
 
 def known_cases(*folders: Path) -> set[str]:
     """Cases with a label map in any of some folders, those that are not there left out."""
-    names = [path.name for folder in folders if folder.is_dir() for path in folder.glob("[!.]*")]
-    return {name.removesuffix(ending) for name in names for ending in ENDINGS if name.endswith(ending)}
+    return {case for folder in folders if folder.is_dir() for case in _maps_in(folder)}
+
+
+def _maps_in(folder: Path) -> dict[str, Path]:
+    return {
+        path.name.removesuffix(ending): path
+        for path in sorted(folder.iterdir())
+        for ending in ENDINGS
+        if path.name.endswith(ending) and not path.name.startswith(".")
+    }
 
 
 def score_files(

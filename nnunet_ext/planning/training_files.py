@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.dataset import NOISE_FILE
+from nnunet_ext.evaluation.dataset import DATASET_FILE, NOISE_FILE, read_description
 from nnunet_ext.io.atomic import read_json
 from nnunet_ext.io.nifti import read_grid
 from nnunet_ext.locations import FILE_ENDING
@@ -25,9 +25,7 @@ def check_training_files(dataset: Path) -> None:
         InputError: links lead nowhere, a noisy copy links to other images than it was derived with, or dataset.json
             counts other cases than there are.
     """
-    content = read_json(dataset / "dataset.json")
-    if not isinstance(content, dict):
-        raise InputError(f"{dataset / 'dataset.json'} holds a {type(content).__name__}, expected an object {{...}}.")
+    content = read_description(dataset / DATASET_FILE)
     images, labels = dataset / "imagesTr", dataset / "labelsTr"
     files = [path for folder in (images, labels) for path in sorted(folder.glob("[!.]*"))]
     dead = [f"{path.parent.name}/{path.name}" for path in files if path.is_symlink() and not path.exists()]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ext.errors import InputError, some_of
-from nnunet_ext.evaluation.caveats import lost_labels, lost_overlaps, noise_warning, overlap_warning
+from nnunet_ext.evaluation.caveats import noise_warning, overlap_warning
 from nnunet_ext.evaluation.dataset import (
     DATASET_FILE,
     DatasetOrgans,
@@ -100,8 +100,7 @@ class ModelCases:
     def caveats(self, cases: Collection[str]) -> list[str]:
         """Why a list of these cases may mislead."""
         files = ((self.predictions[case].path, self.labels / f"{case}{FILE_ENDING}") for case in cases)
-        lost = lost_overlaps(files, lost_labels(self.organs))
-        return [*noise_warning(self.labels, cases), *([overlap_warning(self.home, lost)] if lost else [])]
+        return [*noise_warning(self.labels, cases), *overlap_warning(self.home, files, self.organs)]
 
     def pairs(self, only: Collection[str] | None = None) -> Iterator[HeldOutPair]:
         """The cases, or some of them, each read when its turn comes.
@@ -180,12 +179,12 @@ class RecipeCases:
         self.home = places.summary
         self.places, self.table = places, FusionTable.load(places.fusion_table)
         self.dataset = places.dataset_name(places.recipe.dataset)
-        described = _dataset_file(places, self.dataset)
+        described = places.dataset_file(self.dataset)
         self.is_ct, self.labels = _is_ct(described), places.truth_folder()
         for model, spec in places.recipe.models.items():
             if spec.region is None:  # where there is one, its labels are compared with the page before they are used
                 trained = places.model_folder(model) / DATASET_FILE
-                check_same_labels(_dataset_file(places, places.dataset_of(model)), trained)
+                check_same_labels(places.dataset_file(places.dataset_of(model)), trained)
         contoured_in(places.raw / self.dataset)  # refuses a damaged one before anything is read
         self.quality = {fold: _quality_of_owners(places, self.table, fold) for fold in places.recipe.folds}
 
@@ -215,12 +214,6 @@ class RecipeCases:
         said = self.quality[item.fold]
         quality = {organ: said[item.case, organ] for organ in masks if (item.case, organ) in said}
         return HeldOutPair(item.case, item.fold, item.grid, masks, image, self.is_ct, quality, lacking)
-
-
-def _dataset_file(places: Places, dataset: str) -> Path:
-    """dataset.json of a dataset, where ``Places.dataset_json`` reads it."""
-    files = [root / dataset / DATASET_FILE for root in (places.raw, places.preprocessed)]
-    return next((path for path in files if path.exists()), files[0])
 
 
 def _quality_of_owners(places: Places, table: FusionTable, fold: int) -> dict[tuple[str, str], Quality]:

@@ -97,10 +97,18 @@ class Places:
         return raw if raw.is_dir() else self.preprocessed / name / "gt_segmentations"
 
     def dataset_json(self, dataset: str) -> dict[str, Any]:
-        """dataset.json of a dataset."""
+        """Content of ``dataset_file``."""
+        return dict(read_json(self.dataset_file(dataset)))
+
+    def dataset_file(self, dataset: str) -> Path:
+        """dataset.json of a dataset: the raw one, else the copy that planning made.
+
+        Raises:
+            InputError: there is none.
+        """
         for root in (self.raw, self.preprocessed):
-            if (root / dataset / "dataset.json").exists():
-                return dict(read_json(root / dataset / "dataset.json"))
+            if (path := root / dataset / "dataset.json").exists():
+                return path
         raise InputError(f"{self.raw / dataset} has no dataset.json; its conversion was not finished, run it again.")
 
     def sidecar(self, model: str) -> Mapping[str, Any]:
